@@ -1,0 +1,84 @@
+"""Everything that can go wrong, as one tree.
+
+DataEngineError            a message a user can act on: what, where, and what to do next
+├── UsageError             a flag, a settings file or a path is wrong; nothing was started (exit code 2)
+│   └── MissingPartError   a part cannot be built on this machine
+├── ImageError             one image cannot be used; the others go on (exit code 1)
+├── OutputError            results cannot be written; the run stops (exit code 1)
+└── StageError             one stage of one image failed; the others go on (exit code 1)
+"""
+
+import errno
+
+
+class DataEngineError(Exception):
+    """A failure with one clear line.
+
+    Args:
+        message: what is wrong, and where.
+        hint: what to do next; may be empty.
+        reason: a short stable name to count by, such as `truncated`.
+    """
+
+    reason = "error"
+    retryable = False
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "", reason: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if reason is not None:
+            self.reason = reason
+
+    def __str__(self) -> str:
+        return one_line(f"{self.message}. {self.hint}" if self.hint else self.message)
+
+
+class UsageError(DataEngineError):
+    """The command, its settings or its paths are wrong; nothing was started."""
+
+    reason = "usage"
+    exit_code = 2
+
+
+class MissingPartError(UsageError):
+    """An annotator, grounder or segmenter cannot be built on this machine."""
+
+    reason = "missing_part"
+
+
+class ImageError(DataEngineError):
+    """One image cannot be read or is of no use."""
+
+    reason = "unreadable"
+
+
+class OutputError(DataEngineError):
+    """Results cannot be written: the disk is full, or the folder is read-only."""
+
+    reason = "output"
+
+
+class StageError(DataEngineError):
+    """One stage of one image failed, for a cause that is not the image file."""
+
+    reason = "stage_failed"
+
+
+def one_line(text: str) -> str:
+    """The text with control characters (a newline in a file name) made visible, so that it stays one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def output_error(error: OSError, where: object) -> OutputError:
+    """The user's view of an OSError met while writing to `where`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"disk full while writing {where}",
+            hint="Free some space and run the same command again; finished steps are kept",
+            reason="disk_full",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(f"cannot write {where}: {error.strerror}", hint="Choose another --output_dir")
+    return OutputError(f"cannot write {where}: {error.strerror or error}")

@@ -1,0 +1,136 @@
+"""Durable steps: whatever costs money or computing time is done once and kept.
+
+A journal is a file of JSON lines, one for each finished step: `{"step", "key", "seconds", "usage", "result"}`. The key is
+a digest of the step's name and of all that determines its answer, so a journal is resume, cache, cost ledger and
+provenance in one. A line cut off by a killed process is dropped when the journal is opened; its step runs again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import TypeAdapter
+
+from dataengine.errors import output_error
+from dataengine.records import StepTiming, Usage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """What a part answers: the value, and what it cost."""
+
+    value: T
+    usage: Usage = field(default_factory=Usage)
+
+
+class Journal:
+    """The finished steps of one image.
+
+    Args:
+        path: the journal's file; it and its folder are made with the first step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: dict[str, dict[str, Any]] = {}
+        self._used: dict[str, dict[str, Any]] = {}
+        self.computed = 0
+        if path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        data = self.path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        for raw in whole.splitlines():
+            try:
+                line = json.loads(raw)
+                self._lines[line["key"]] = line
+            except (ValueError, KeyError, TypeError):
+                continue  # a damaged line is a step not done
+
+    async def once(
+        self, step: str, inputs: Mapping[str, object], kind: Any, work: Callable[[], Awaitable[Answer[T]]]
+    ) -> T:
+        """The step's result, from the journal or by doing the work; what the work raises is not kept.
+
+        Args:
+            step: its name, `stage` or `stage/which`, such as `verify/002`.
+            inputs: all that determines the answer, as JSON values.
+            kind: the result's type, such as `list[Prompt]`.
+            work: does it.
+        """
+        adapter: TypeAdapter[T] = TypeAdapter(kind)
+        key = step_key(step, inputs)
+        line = self._lines.get(key)
+        if line is None:
+            started = time.perf_counter()
+            answer = await work()
+            line = {
+                "step": step,
+                "key": key,
+                "seconds": round(time.perf_counter() - started, 4),
+                "usage": answer.usage.model_dump(),
+                "result": adapter.dump_python(answer.value, mode="json"),
+            }
+            self._append(line)
+            self.computed += 1
+        self._used[key] = line
+        return adapter.validate_python(line["result"])
+
+    def _append(self, line: dict[str, Any]) -> None:
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                before = os.fstat(handle).st_size
+                if os.write(handle, data) < len(data):  # a full disk takes a part of the line
+                    os.truncate(handle, before)
+                    raise OSError(28, os.strerror(28))
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise output_error(error, self.path) from error
+        self._lines[line["key"]] = line
+
+    @property
+    def usage(self) -> Usage:
+        """Cost of the steps used so far, also of those found in the journal."""
+        return sum((Usage(**line["usage"]) for line in self._used.values()), Usage())
+
+    def timing(self) -> list[StepTiming]:
+        """Seconds by stage of the steps used so far, in the order they were first used."""
+        seconds: dict[str, list[float]] = {}
+        for line in self._used.values():
+            seconds.setdefault(line["step"].split("/")[0], []).append(line["seconds"])
+        return [
+            StepTiming(
+                step=step,
+                total_seconds=round(sum(values), 4),
+                count=len(values),
+                avg_seconds=round(sum(values) / len(values), 4),
+            )
+            for step, values in seconds.items()
+        ]
+
+
+def step_key(step: str, inputs: Mapping[str, object]) -> str:
+    """`step` with a digest of its name and inputs; inputs must be JSON values."""
+    return f"{step}:{digest([step, inputs])}"
+
+
+def digest(value: object) -> str:
+    """16 hex digits of the SHA-256 of a JSON value, the same for the same content in any order of keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,118 @@
+"""`Mask`: a binary mask as COCO RLE, an array on demand.
+
+RLE is pycocotools' compressed run-length encoding (Lin et al., "Microsoft COCO", 2014): column-major runs.
+Area, box, IoU and union are computed on the runs in C; nothing is decoded for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A binary mask.
+
+    Attributes:
+        height, width: pixels.
+        counts: COCO's compressed run lengths, ASCII.
+    """
+
+    height: int
+    width: int
+    counts: str
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"mask must be at least 1x1, but got {self.width}x{self.height}")
+
+    @classmethod
+    def from_array(cls, array: npt.NDArray[Any]) -> Mask:
+        """From an array (H, W) of bool or numbers; every value other than 0 is inside."""
+        if array.ndim != 2:
+            raise ValueError(f"mask must have shape (H, W), but got {array.shape}")
+        rle = coco.encode(np.asfortranarray(array != 0, dtype=np.uint8))
+        return cls(array.shape[0], array.shape[1], rle["counts"].decode("ascii"))
+
+    @classmethod
+    def empty(cls, height: int, width: int) -> Mask:
+        """A mask with nothing inside."""
+        return cls.from_array(np.zeros((height, width), np.uint8))
+
+    @classmethod
+    def union(cls, masks: Sequence[Mask]) -> Mask:
+        """What is inside any of the masks, which must be one or more and of one size."""
+        if not masks:
+            raise ValueError("union needs at least one mask")
+        _same_size(masks)
+        rle = coco.merge([m._rle for m in masks], intersect=False)
+        return cls(masks[0].height, masks[0].width, rle["counts"].decode("ascii"))
+
+    @property
+    def _rle(self) -> dict[str, Any]:
+        return {"size": [self.height, self.width], "counts": self.counts.encode("ascii")}
+
+    def array(self) -> BoolArray:
+        """The mask as (H, W) bool."""
+        decoded: BoolArray = coco.decode(self._rle).astype(bool)
+        return decoded
+
+    @property
+    def area(self) -> int:
+        """Pixels inside."""
+        return int(coco.area(self._rle))
+
+    @property
+    def xyxy(self) -> tuple[int, int, int, int] | None:
+        """The tight box (x0, y0, x1, y1) as inclusive pixel indices; None where the mask is empty."""
+        if self.area == 0:
+            return None
+        x, y, w, h = (round(float(v)) for v in coco.toBbox(self._rle))
+        return x, y, x + w - 1, y + h - 1
+
+    def iou(self, other: Mask) -> float:
+        """Intersection over union with a mask of the same size; 0 where both are empty."""
+        return float(iou_matrix([self], [other])[0, 0])
+
+    def resized(self, height: int, width: int, *, nearest: bool = False) -> Mask:
+        """The mask at another size: area-weighted and cut at one half, or nearest neighbour."""
+        if (height, width) == (self.height, self.width):
+            return self
+        if nearest:
+            small = self.array().astype(np.uint8)
+            return Mask.from_array(cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST))
+        shrinking = height * width < self.height * self.width
+        how = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+        soft = cv2.resize(self.array().astype(np.float32), (width, height), interpolation=how)
+        return Mask.from_array(soft >= 0.5)
+
+    def digest(self) -> str:
+        """A short digest of size and content, for the keys of durable steps."""
+        return hashlib.sha256(f"{self.height}x{self.width}:{self.counts}".encode()).hexdigest()[:16]
+
+
+def iou_matrix(first: Sequence[Mask], second: Sequence[Mask]) -> npt.NDArray[np.float64]:
+    """IoU of every pair, float64 (len(first), len(second)); all masks must have one size."""
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
+    _same_size([*first, *second])
+    crowd = [0] * len(second)
+    pairs: npt.NDArray[np.float64] = coco.iou([m._rle for m in first], [m._rle for m in second], crowd)
+    return np.nan_to_num(pairs)
+
+
+def _same_size(masks: Sequence[Mask]) -> None:
+    sizes = {(m.height, m.width) for m in masks}
+    if len(sizes) > 1:
+        found = ", ".join(f"{w}x{h}" for h, w in sorted(sizes))
+        raise ValueError(f"masks must have one size, but got {found}")

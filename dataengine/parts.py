@@ -1,0 +1,125 @@
+"""The registry: every annotator, grounder and segmenter by name, imported when it is built and not before.
+
+A name with a colon, `my_package.my_module:MyClass`, is a part of the user's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dataengine import __version__
+from dataengine.errors import MissingPartError
+from dataengine.records import PartRecord
+from dataengine.settings import Settings
+
+if TYPE_CHECKING:
+    from dataengine.annotators import Annotator
+    from dataengine.grounders import Grounder
+    from dataengine.segmenters import Segmenter
+
+Need = Callable[[Settings], str | None]
+
+
+def _module(name: str, pip: str) -> Need:
+    def check(settings: Settings) -> str | None:
+        return None if importlib.util.find_spec(name) else f"{name} (pip install {pip})"
+
+    return check
+
+
+def _vlm_key(settings: Settings) -> str | None:
+    if not settings.vlm.startswith("google:") or os.environ.get("GOOGLE_API_KEY") or os.environ.get("GEMINI_API_KEY"):
+        return None
+    return "a key (set GOOGLE_API_KEY)"
+
+
+def _checkpoint(settings: Settings) -> str | None:
+    return None if settings.checkpoint else "a checkpoint (--checkpoint FILE.pt)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered part: where its class is (None: not in this version), and what it needs of the machine."""
+
+    where: str | None
+    needs: tuple[Need, ...] = ()
+
+
+_TORCH = _module("torch", "torch torchvision")
+
+REGISTRY: dict[str, dict[str, Entry]] = {
+    "annotator": {
+        "vlm": Entry(None, (_vlm_key,)),
+        "measured": Entry("dataengine.annotators.measured:MeasuredAnnotator"),
+    },
+    "grounder": {
+        "annotator": Entry("dataengine.grounders.annotator:AnnotatorGrounder"),
+        "moondream-hf": Entry(None, (_TORCH,)),
+    },
+    "segmenter": {
+        "sam2": Entry(None, (_checkpoint, _TORCH)),
+        "classical": Entry("dataengine.segmenters.classical:ClassicalSegmenter"),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The three parts of a run."""
+
+    annotator: Annotator
+    grounder: Grounder
+    segmenter: Segmenter
+
+    def records(self) -> dict[str, PartRecord]:
+        """Name, version and detail of each, for `run.json`."""
+        parts = {"annotator": self.annotator, "grounder": self.grounder, "segmenter": self.segmenter}
+        return {
+            kind: PartRecord(name=part.name, version=part.version, detail=dict(part.detail))
+            for kind, part in parts.items()
+        }
+
+
+def build(settings: Settings) -> Parts:
+    """Build the three parts that the settings name.
+
+    Raises:
+        MissingPartError: names all that is lacking for all three, in one line.
+    """
+    chosen = {kind: str(getattr(settings, kind)) for kind in REGISTRY}
+    lacking = [f"{kind} {name!r} {lack}" for kind, name in chosen.items() if (lack := lacks(kind, name, settings))]
+    if lacking:
+        raise MissingPartError(
+            f"preset {settings.preset!r} cannot run here: {'; '.join(lacking)}",
+            hint="To try the engine without models: --preset offline",
+        )
+    return Parts(**{kind: _class(kind, name)(settings) for kind, name in chosen.items()})
+
+
+def lacks(kind: str, name: str, settings: Settings) -> str:
+    """What keeps a part from being built here, as the end of a sentence; empty where nothing does."""
+    if ":" in name:
+        return ""
+    entry = REGISTRY[kind].get(name)
+    if entry is None:
+        return f"does not exist (there are {', '.join(REGISTRY[kind])}, or MODULE:CLASS of your own)"
+    missing = [need for check in entry.needs if (need := check(settings))]
+    if entry.where is None:
+        further = f" and would need {' and '.join(missing)}" if missing else ""
+        return f"is not in dataengine {__version__} yet{further}"
+    return f"needs {' and '.join(missing)}" if missing else ""
+
+
+def _class(kind: str, name: str) -> Any:
+    where = name if ":" in name else REGISTRY[kind][name].where
+    assert where is not None  # `lacks` has said so already
+    module, _, attribute = where.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise MissingPartError(f"{kind} {name!r} cannot be imported: {error}", hint="Check its name") from None

@@ -1,0 +1,312 @@
+"""Every JSON shape DataEngine writes, as pydantic models; DATAENGINE.md's schema tables are generated from them.
+
+Boxes are `xyxy` = [x0, y0, x1, y1] in pixels of the upright image. Paths inside a run folder are relative to it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CONCEPTS = ("entities", "spatial", "relations", "affordances", "physics")
+
+CONCEPT_FAMILIES: dict[str, tuple[str, ...]] = {
+    "entities": (
+        "instances_and_agents", "stuff_surfaces_regions", "object_parts_and_functional_regions",
+        "materials_and_optics", "articulated_and_states", "groups_and_piles", "anticipatory_entity_state",
+        "unusual_entity",
+    ),
+    "spatial": (
+        "topological", "egocentric_viewer", "allocentric_object", "metric_bins", "support_contact",
+        "visibility_occlusion", "counting_ordering", "unusual_location",
+    ),
+    "relations": ("atomic_posture", "event_state", "semantic_role", "anticipation"),
+    "affordances": (
+        "context_dependent", "context_independent", "negative_affordance", "counterfactual_affordance",
+        "state_dependent_and_agent_conditional", "anticipatory_affordance",
+    ),
+    "physics": (
+        "support_stability", "containment_and_flow", "collision_obstruction_passability", "hazard",
+        "counterfactuals", "unusual",
+    ),
+}  # fmt: skip
+
+Concept = Literal["entities", "spatial", "relations", "affordances", "physics"]
+Choice = Literal["initial", "refined", "neither"]
+Verdict = Literal["ACCEPT", "REJECT"]
+Strategy = Literal["object_level_neighbor", "concept_level_neighbor"]
+Xyxy = tuple[float, float, float, float]
+InclusiveXyxy = tuple[int, int, int, int]
+
+
+class Record(BaseModel):
+    """A JSON object with exactly the named fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# What the stages hand on, as kept in journal.jsonl.
+
+
+class Rle(Record):
+    """A mask in COCO's compressed run-length encoding."""
+
+    size: Annotated[tuple[int, int], Field(description="[height, width] in pixels")]
+    counts: Annotated[str, Field(description="COCO compressed run lengths")]
+
+
+class DescribedRegion(Record):
+    """One region named by the annotator."""
+
+    label: str
+    boxes: Annotated[list[Xyxy], Field(description="xyxy boxes that came with the label; may be empty")]
+
+
+class Instance(Record):
+    """One box of a region and what was cut from it."""
+
+    box: Annotated[Xyxy, Field(description="the xyxy box that was segmented")]
+    initial: Annotated[Rle, Field(description="the segmenter's mask for the box")]
+    refined: Annotated[Rle | None, Field(description="the pool mask chosen for it, if any")]
+
+
+class RegionCut(Record):
+    """One label with the instances cut for it, in the order of its boxes."""
+
+    label: str
+    instances: list[Instance]
+
+
+class RegionVerdict(Record):
+    """The annotator's judgement of one region's masks."""
+
+    choice: Annotated[Choice, Field(description="the mask to keep")]
+    description: Annotated[str, Field(description="what the kept mask shows")]
+    reason: str
+
+
+class Prompt(Record):
+    """One prompt for regions of one image."""
+
+    prompt: Annotated[str, Field(description="at most 10 words, starting with a verb such as Segment")]
+    concept_family: Annotated[str, Field(description="a family of its concept")]
+    candidates: Annotated[list[int], Field(description="indices of the regions the prompt chooses among")]
+    satisfying: Annotated[list[int], Field(description="indices it means; a strict subset of candidates")]
+
+
+class Alignment(Record):
+    """The annotator's judgement of one prompt against its masks."""
+
+    accept: bool
+    unmasked_match: Annotated[bool, Field(description="something outside the masks fits as well")]
+    reason: str
+
+
+class Negative(Record):
+    """One prompt that sounds right for the image and matches no pixel of it."""
+
+    prompt: str
+    strategy: Annotated[Strategy, Field(description="an absent thing, or a present one with a false attribute")]
+    concept_family: str
+    target_decoy: Annotated[str, Field(description="what the prompt seems to ask for")]
+
+
+class Usage(Record):
+    """What paid calls cost."""
+
+    input_tokens: int = 0
+    output_tokens: Annotated[int, Field(description="thinking tokens included")] = 0
+    usd: Annotated[float | None, Field(description="null where a price is unknown")] = 0.0
+    calls: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            usd=usd,
+            calls=self.calls + other.calls,
+        )
+
+
+# Files of a run folder.
+
+
+class AcceptedRegion(Record):
+    """An entry of `accepted_regions/accepted.json`."""
+
+    index: Annotated[int, Field(description="position in the file; what prompts refer to")]
+    label: Annotated[str, Field(description="the label the region was found by")]
+    path: Annotated[str, Field(description="overlay PNG, at most 768 px")]
+    bbox: Annotated[InclusiveXyxy, Field(description="[x0, y0, x1, y1], inclusive pixel indices")]
+    mask_path: Annotated[str, Field(description="mask PNG, 0 or 255, at the size of original_image.png")]
+    mask_npz_path: Annotated[str, Field(description="the same mask as NPZ: key `mask`, uint8, 0 or 1")]
+    description: Annotated[str, Field(description="what the annotator saw in the kept mask")]
+    choice: Annotated[Choice, Field(description="`initial` or `refined`: which mask was kept")]
+    instances: Annotated[list[Rle], Field(description="one mask per box of the label; `mask_path` is their union")]
+
+
+class RegionResult(Record):
+    """An entry of `results`: every described region, accepted or not."""
+
+    index: Annotated[int, Field(description="position in the description")]
+    label: str
+    verify_initial: Annotated[bool, Field(description="whether a mask of the region was accepted")]
+    desc_init: Annotated[str | None, Field(description="description, where the initial mask was kept")]
+    desc_ref: Annotated[str | None, Field(description="description, where the refined mask was kept")]
+    output: Annotated[Literal["initial", "refined"] | None, Field(description="the mask kept; null where none")]
+    reason: Annotated[str, Field(description="why it was accepted or rejected")]
+
+
+class StepTiming(Record):
+    """An entry of `timing`."""
+
+    step: str
+    total_seconds: float
+    count: int
+    avg_seconds: float
+
+
+class PromptVerification(Record):
+    """An entry of `prompt_verifications`."""
+
+    index: Annotated[int, Field(description="position among the concept's prompts")]
+    prompt: str
+    satisfying: Annotated[list[int], Field(description="indices into accepted.json")]
+    verdict: Verdict
+    reason: str
+    src_path: Annotated[str, Field(description="the picture that was judged")]
+    classified_path: Annotated[str, Field(description="where it is kept: under ACCEPTED or REJECTED")]
+
+
+class Summary(Record):
+    """`<concept>/summary.json`."""
+
+    image_path: Annotated[str, Field(description="absolute path of the source image")]
+    dense_caption: Annotated[str, Field(description="`[index: label]`, a line for each described region")]
+    results: list[RegionResult]
+    accepted_count: int
+    accepted_dir: str
+    final_overlay_path: str
+    accepted_dense_caption: Annotated[str, Field(description="`index: description`, a line for each accepted region")]
+    conversational_prompts_path: str
+    conversational_prompts: Annotated[list[Prompt] | None, Field(description="null where no region was accepted")]
+    generated_prompts_viz_dir: str
+    timing: Annotated[list[StepTiming], Field(description="seconds by step of this image, as first computed")]
+    gemini_usage: Annotated[Usage, Field(description="cost of all calls for this image up to this concept")]
+    prompt_verifications: list[PromptVerification]
+
+
+class NegativeVerification(Negative):
+    """An entry of `negatives/<concept>.json`."""
+
+    verdict: Verdict
+    reason: str
+
+
+class Source(Record):
+    """The image a run folder was made from."""
+
+    path: Annotated[str, Field(description="absolute path")]
+    sha256: Annotated[str, Field(description="of the file's bytes")]
+    bytes: int
+    mtime_ns: Annotated[int, Field(description="modification time; only spares hashing an unchanged file")]
+    width: Annotated[int, Field(description="pixels, upright")]
+    height: Annotated[int, Field(description="pixels, upright")]
+
+
+class PartRecord(Record):
+    """A part that made a run folder."""
+
+    name: str
+    version: str
+    detail: Annotated[dict[str, str], Field(description="libraries and models it used")]
+
+
+class RunRecord(Record):
+    """`run.json`: how a run folder was made."""
+
+    dataengine: Annotated[str, Field(description="version of DataEngine")]
+    complete: Annotated[bool, Field(description="true once every requested file is written")]
+    fingerprint: Annotated[str, Field(description="digest of all that determines the results")]
+    source: Source
+    parts: dict[str, PartRecord]
+    prompt_digests: Annotated[dict[str, str], Field(description="SHA-256 of each prompt template used")]
+    settings: Annotated[dict[str, object], Field(description="all settings of the command")]
+    note: Annotated[str, Field(description="what a reader should know, such as why no region was accepted")]
+
+
+class Failure(Record):
+    """A line of `<output_dir>/failures.jsonl`."""
+
+    image: str
+    stage: Annotated[str, Field(description="where it failed: read, describe, segment, …")]
+    reason: Annotated[str, Field(description="a short stable name to count by")]
+    message: str
+
+
+# Files of an export.
+
+
+class TrainRow(Record):
+    """A line of `dataset.jsonl`."""
+
+    image: str
+    mask_merged: str
+    prompt: str
+
+
+class EvalItem(BaseModel):
+    """An entry of `items` in `items.json`; `negative` stands there only where it is true."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    image: str
+    mask: str
+    prompt: str
+    concept: str
+    negative: Annotated[Literal[True] | None, Field(description="an absent thing: the mask is all black")] = None
+
+
+class EvalItems(Record):
+    """`items.json`."""
+
+    dataset: str
+    count: int
+    items: list[EvalItem]
+
+
+class ExportCounts(Record):
+    """`counts` of the manifest."""
+
+    train_rows: int
+    eval_items: int
+    copied_images: int
+    written_masks: int
+
+
+class ExportedRun(Record):
+    """An entry of `per_run` of the manifest."""
+
+    run_dir: str
+    exported_samples: int
+    skipped_in_run: int
+
+
+class ExportManifest(Record):
+    """`export_manifest.json`."""
+
+    complete: Annotated[bool, Field(description="false while an export is under way or after it was cut off")]
+    runs_root: str
+    out_dir: str
+    mode: Literal["train", "eval", "both"]
+    path_mode: Literal["relative", "absolute"]
+    include_negatives: bool
+    concepts: list[str]
+    discovered_run_dirs: list[str]
+    counts: ExportCounts
+    skipped_reason_counts: dict[str, int]
+    per_run: list[ExportedRun]
+    written_files: Annotated[list[str], Field(description="relative to out_dir")]
