@@ -18,9 +18,13 @@ class DataEngineError(Exception):
         message: what is wrong, and where.
         hint: what to do next; may be empty.
         reason: a short stable name to count by, such as `truncated`.
+
+    Attributes:
+        stage: the stage of an image in which it was met; empty where there is none.
     """
 
     reason = "error"
+    stage = ""
     retryable = False
     exit_code = 1
 

@@ -37,13 +37,16 @@ class Journal:
 
     Args:
         path: the journal's file; it and its folder are made with the first step.
+
+    Attributes:
+        spent: cost of the steps done by this object; what was found in the file costs nothing again.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines: dict[str, dict[str, Any]] = {}
         self._used: dict[str, dict[str, Any]] = {}
-        self.computed = 0
+        self.spent = Usage()
         if path.exists():
             self._load()
 
@@ -84,12 +87,12 @@ class Journal:
                 "result": adapter.dump_python(answer.value, mode="json"),
             }
             self._append(line)
-            self.computed += 1
+            self.spent += answer.usage
         self._used[key] = line
         return adapter.validate_python(line["result"])
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -123,6 +126,11 @@ class Journal:
             )
             for step, values in seconds.items()
         ]
+
+
+def identity(part: Any) -> list[str]:
+    """What tells one part's answers from another's, for a step's inputs."""
+    return [part.name, part.version]
 
 
 def step_key(step: str, inputs: Mapping[str, object]) -> str:

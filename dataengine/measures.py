@@ -84,7 +84,7 @@ def colour_indices(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     grey = chroma < 9
     warm = (hue >= 40) & (hue < 105)
     rules = [
-        (lightness < 14, "black"),
+        ((lightness < 14) & (chroma < 60), "black"),
         (grey & (lightness < 25), "black"),
         (grey & (lightness > 85), "white"),
         (warm & (chroma < 14) & (lightness > 88), "white"),
@@ -93,13 +93,14 @@ def colour_indices(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         ((hue >= 15) & (hue < 40) & (chroma < 28) & (lightness > 68), "beige"),
         (((hue < 45) | (hue >= 345)) & (lightness > 66), "pink"),
         ((hue >= 15) & (hue < 45) & (chroma < 26), "brown"),
+        ((hue < 43) & (chroma > 80), "red"),  # pure red, whose hue angle is 40
         ((hue >= 37) & (hue < 78) & (chroma > 48) & (lightness > 50), "orange"),
         ((hue < 45) | (hue >= 350), "red"),
         (hue < 78, "brown"),
         ((hue < 108) & (lightness > 55), "yellow"),
         (hue < 92, "brown"),
         (hue < 195, "green"),
-        (hue < 302, "blue"),
+        ((hue < 302) | ((hue < 308) & (chroma > 75)), "blue"),  # pure blue has hue 306
         (lightness > 75, "pink"),
     ]
     names = np.select([r[0] for r in rules], [COLOURS.index(r[1]) for r in rules], COLOURS.index("purple"))

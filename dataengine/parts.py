@@ -121,5 +121,5 @@ def _class(kind: str, name: str) -> Any:
     module, _, attribute = where.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise MissingPartError(f"{kind} {name!r} cannot be imported: {error}", hint="Check its name") from None

@@ -90,7 +90,7 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
             raise UsageError(f"{where}unknown setting {key!r}", hint=hint)
     merged = {**from_file, **flags}
     preset = merged.get("preset", "standard")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UsageError(f"there is no preset {preset!r}", hint=f"There are {', '.join(PRESETS)}")
     try:
         return Settings(**{**PRESETS[preset], **merged})
@@ -103,7 +103,7 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError(f"--settings {file}: no such file", hint="Check the path") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -1,0 +1,210 @@
+"""Many images: a few at once, what is done skipped, every failure listed, nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from dataengine import __version__
+from dataengine.errors import DataEngineError, ImageError, OutputError, StageError, UsageError, output_error
+from dataengine.images import Photo, read_photo
+from dataengine.journal import digest
+from dataengine.parts import Parts
+from dataengine.pipeline import Outcome, process
+from dataengine.records import Failure, RunRecord, Usage
+from dataengine.run_folder import Failures, RunFolder, assign_folders, content_now, path_text, source_of
+from dataengine.settings import Settings
+
+
+@dataclass
+class Totals:
+    """What a run did."""
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    regions: int = 0
+    accepted: int = 0
+    prompts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    negatives: tuple[int, int] = (0, 0)
+    spent: Usage = field(default_factory=Usage)
+    seconds: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a finished image."""
+        self.done += 1
+        self.regions += outcome.regions
+        self.accepted += outcome.accepted
+        for concept, counts in outcome.prompts.items():
+            self.prompts[concept] = _plus(self.prompts.get(concept, (0, 0)), counts)
+        for counts in outcome.negatives.values():
+            self.negatives = _plus(self.negatives, counts)
+
+
+class Reporter(Protocol):
+    """Who is told how a run goes on."""
+
+    def started(self, images: int) -> None:
+        """The number of images, those done before included."""
+        ...
+
+    def finished(self, image: Path, outcome: Outcome, seconds: float) -> None:
+        """An image is done."""
+        ...
+
+    def skipped(self, image: Path) -> None:
+        """An image was done before."""
+        ...
+
+    def failed(self, image: Path, error: DataEngineError) -> None:
+        """An image failed; the others go on."""
+        ...
+
+
+async def run(
+    images: Sequence[Path], output_dir: Path, parts: Parts, settings: Settings, reporter: Reporter
+) -> Totals:
+    """Make the run folder of every image that has none yet.
+
+    Raises:
+        OutputError: results cannot be written; the images under way are given up, what was finished stays.
+    """
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "dataengine"))
+    started = time.perf_counter()
+    failures = Failures(output_dir)
+    failures.forget(images)
+    reporter.started(len(images))
+    totals = Totals()
+    jobs = zip(images, assign_folders(output_dir, images), strict=True)
+    worker = _Worker(jobs, failures, parts, settings, reporter, totals)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(images_at_once(parts, settings), len(images))):
+                group.create_task(worker.work())
+    except* OutputError as errors:
+        raise errors.exceptions[0] from None
+    finally:
+        totals.seconds = time.perf_counter() - started
+    return totals
+
+
+def images_at_once(parts: Parts, settings: Settings) -> int:
+    """How many images are under way together: one a core where all is computed here; else enough to keep the calls
+    in flight, of which one image makes about seven at a time in stages that wait for each other."""
+    if parts.annotator.local:
+        return min(settings.concurrency, os.cpu_count() or 1)
+    return max(2, settings.concurrency // 4)
+
+
+def prepare_output(output_dir: Path) -> None:
+    """Make the output folder and try to write in it.
+
+    Raises:
+        UsageError: it is a file or cannot be written; OutputError: the disk is full.
+    """
+    probe = output_dir / ".dataengine.tmp"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0" * 4096)
+        probe.unlink()
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"--output_dir {output_dir}: a file is in the way", hint="Name a folder") from None
+    except OSError as error:
+        failure = output_error(error, output_dir)
+        if failure.reason == "disk_full":
+            probe.unlink(missing_ok=True)
+            raise failure from None
+        raise UsageError(f"--output_dir {output_dir}: {failure.message}", hint="Choose another folder") from None
+
+
+@dataclass
+class _Worker:
+    """Takes image after image; several work on one list."""
+
+    jobs: Iterator[tuple[Path, RunFolder]]
+    failures: Failures
+    parts: Parts
+    settings: Settings
+    reporter: Reporter
+    totals: Totals
+
+    async def work(self) -> None:
+        for image, folder in self.jobs:
+            started = time.perf_counter()
+            try:
+                outcome = await self._one(image, folder)
+            except OutputError:
+                raise
+            except DataEngineError as error:
+                self._fail(image, error)
+            except Exception as error:  # a fault of ours in one image must not cost the others
+                self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
+            else:
+                if outcome is None:
+                    self.totals.skipped += 1
+                    self.reporter.skipped(image)
+                else:
+                    self.totals.add(outcome)
+                    self.reporter.finished(image, outcome, time.perf_counter() - started)
+            finally:
+                if "journal" in folder.__dict__:
+                    self.totals.spent += folder.journal.spent
+                folder.__dict__.clear()  # a long list of images must not keep every journal in memory
+
+    async def _one(self, image: Path, folder: RunFolder) -> Outcome | None:
+        if self.settings.overwrite:
+            await asyncio.to_thread(folder.clear)
+        elif await asyncio.to_thread(self._is_done, image, folder):
+            return None
+        photo = await asyncio.to_thread(read_photo, image, self.settings.max_side)
+        record = await asyncio.to_thread(self._record, photo)
+        return await process(photo, folder, record, self.parts, self.settings)
+
+    def _is_done(self, image: Path, folder: RunFolder) -> bool:
+        if folder.record is None or not folder.record.complete:
+            return False
+        content = content_now(image, folder.record.source)
+        if content is None:
+            return False
+        mark = fingerprint(content, self.parts, self.settings)
+        return folder.is_complete(mark, self.settings.concepts, self.settings.negatives)
+
+    def _record(self, photo: Photo) -> RunRecord:
+        return RunRecord(
+            dataengine=__version__,
+            complete=False,
+            fingerprint=fingerprint(photo.sha256, self.parts, self.settings),
+            source=source_of(photo),
+            parts=self.parts.records(),
+            prompt_digests=prompt_digests(self.parts),
+            settings=self.settings.model_dump(mode="json"),
+            note="Unfinished: run the same command again to go on.",
+        )
+
+    def _fail(self, image: Path, error: DataEngineError) -> None:
+        stage = error.stage or ("read" if isinstance(error, ImageError) else "run")
+        self.totals.failed += 1
+        self.failures.add(Failure(image=path_text(image), stage=stage, reason=error.reason, message=str(error)))
+        self.reporter.failed(image, error)
+
+
+def prompt_digests(parts: Parts) -> dict[str, str]:
+    """SHA-256 of each prompt template that the annotator uses."""
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.annotator.templates.items()}
+
+
+def fingerprint(sha256: str, parts: Parts, settings: Settings) -> str:
+    """A digest of all that determines an image's results: what differs in it is not done yet."""
+    versions = {kind: [record.name, record.version] for kind, record in parts.records().items()}
+    return digest([sha256, versions, settings.of_results(), prompt_digests(parts)])
+
+
+def _plus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]
