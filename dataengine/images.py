@@ -90,12 +90,18 @@ def read_photo(path: Path, max_side: int | None = None) -> Photo:
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"{path}: over {MAX_PIXELS:,} pixels", hint="Shrink it", reason="too_many_pixels") from None
+        raise ImageError(
+            f"{path}: over {MAX_PIXELS:,} pixels", hint="Shrink it", reason="too_many_pixels"
+        ) from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image", hint="Remove or replace it", reason="not_an_image") from None
+        raise ImageError(
+            f"{path}: not an image", hint="Remove or replace it", reason="not_an_image"
+        ) from None
     except Exception as error:  # Pillow's decoders raise many types on broken bytes
         raise ImageError(
-            f"{path}: cannot be decoded ({error})", hint="The file is damaged or cut off; replace it", reason="truncated"
+            f"{path}: cannot be decoded ({error})",
+            hint="The file is damaged or cut off; replace it",
+            reason="truncated",
         ) from None
     if max_side is not None:
         rgb = shrunk(rgb, max_side)
@@ -119,7 +125,9 @@ def _check_size(size: tuple[int, int], path: Path) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{path}: {width}x{height} px is over {MAX_PIXELS:,} pixels", hint="Shrink it", reason="too_many_pixels"
+            f"{path}: {width}x{height} px is over {MAX_PIXELS:,} pixels",
+            hint="Shrink it",
+            reason="too_many_pixels",
         )
     if min(size) < MIN_SIDE:
         message = f"{path}: {width}x{height} px is too small, {MIN_SIDE} px a side is the least"
@@ -192,13 +200,17 @@ def _walk(folder: Path, recursive: bool, skip: Path | None) -> Iterator[Path]:
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise UsageError(f"--input {folder}: cannot be read ({error.strerror})", hint="Check permissions") from None
+        raise UsageError(
+            f"--input {folder}: cannot be read ({error.strerror})", hint="Check permissions"
+        ) from None
     for entry in entries:
         path = Path(entry.path)
         if entry.name.startswith("."):  # hidden files; macOS leaves ._photo.jpg beside photo.jpg
             continue
         if entry.is_dir(follow_symlinks=False):
-            ours = entry.name.startswith(RUN_FOLDER_PREFIX) or (skip is not None and path.resolve() == skip.resolve())
+            ours = entry.name.startswith(RUN_FOLDER_PREFIX) or (
+                skip is not None and path.resolve() == skip.resolve()
+            )
             if recursive and not ours:
                 yield from _walk(path, recursive, skip)
         elif path.suffix.lower() in SUFFIXES:

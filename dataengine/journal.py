@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from dataengine.errors import output_error
 from dataengine.records import StepTiming, Usage
@@ -51,10 +51,13 @@ class Journal:
             self._load()
 
     def _load(self) -> None:
-        data = self.path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self.path, len(whole))
+        try:
+            data = self.path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            if len(whole) < len(data):
+                os.truncate(self.path, len(whole))
+        except OSError as error:
+            raise output_error(error, self.path) from error
         for raw in whole.splitlines():
             try:
                 line = json.loads(raw)
@@ -76,7 +79,7 @@ class Journal:
         adapter: TypeAdapter[T] = TypeAdapter(kind)
         key = step_key(step, inputs)
         line = self._lines.get(key)
-        if line is None:
+        if line is None or not _is_sound(line, adapter):
             started = time.perf_counter()
             answer = await work()
             line = {
@@ -92,7 +95,10 @@ class Journal:
         return adapter.validate_python(line["result"])
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+        data = (
+            json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+            + b"\n"
+        )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -126,6 +132,16 @@ class Journal:
             )
             for step, values in seconds.items()
         ]
+
+
+def _is_sound(line: Mapping[str, Any], adapter: TypeAdapter[Any]) -> bool:
+    """Whether a line has its cost and a result of the step's kind; another version may have written it."""
+    try:
+        Usage(**line["usage"])
+        adapter.validate_python(line["result"])
+        return isinstance(line["step"], str) and isinstance(line["seconds"], (int, float))
+    except (KeyError, TypeError, ValidationError):
+        return False
 
 
 def identity(part: Any) -> list[str]:

@@ -23,7 +23,20 @@ FloatArray = npt.NDArray[np.float64]
 LabelArray = npt.NDArray[np.int64]
 
 SIDE = 320
-COLOURS = ("black", "white", "grey", "beige", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink")
+COLOURS = (
+    "black",
+    "white",
+    "grey",
+    "beige",
+    "brown",
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+)
 SMALLEST_REGION = 0.0025  # share of the picture
 RING = np.ones((5, 5), np.uint8)  # reaches 2 px beyond an outline: anti-aliasing is about that wide
 
@@ -70,7 +83,13 @@ def _merged(labels: LabelArray, lab: npt.NDArray[np.float32], merge_below: float
     if regions.number_of_edges() == 0:
         return np.zeros_like(labels)
     merged = graph.merge_hierarchical(
-        labels, regions, merge_below, rag_copy=False, in_place_merge=True, merge_func=merge, weight_func=weight
+        labels,
+        regions,
+        merge_below,
+        rag_copy=False,
+        in_place_merge=True,
+        merge_func=merge,
+        weight_func=weight,
     )
     return np.asarray(np.unique(merged, return_inverse=True)[1].reshape(labels.shape), dtype=np.int64)
 
@@ -186,6 +205,11 @@ class Region:
         return float(self.lab[0])
 
     @cached_property
+    def spread(self) -> float:
+        """Mean distance of the region's pixels from its mean colour."""
+        return float(np.linalg.norm(self.picture.lab[self.inside] - self.lab, axis=1).mean())
+
+    @cached_property
     def luminance(self) -> float:
         return float(self.picture.luminance[self.inside].mean())
 
@@ -235,15 +259,30 @@ class Region:
         return float(depth.max()) / min(self.picture.size)
 
     @cached_property
+    def _pieces(self) -> list[BoolArray]:
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(self.inside.astype(np.uint8))
+        least = 0.1 * self.inside.sum()
+        return [labels == i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= least]
+
+    @property
     def pieces(self) -> int:
         """Connected pieces that hold at least a tenth of the region."""
-        count, _, stats, _ = cv2.connectedComponentsWithStats(self.inside.astype(np.uint8))
-        return int((stats[1:count, cv2.CC_STAT_AREA] >= 0.1 * self.inside.sum()).sum())
+        return len(self._pieces)
+
+    @property
+    def alike_pieces(self) -> int:
+        """The pieces, where they are much alike in size (within a factor 3) and colour (within 15); else 1."""
+        areas = [int(piece.sum()) for piece in self._pieces]
+        colours = [self.picture.lab[piece].mean(axis=0) for piece in self._pieces]
+        apart = max((float(np.linalg.norm(c - colours[0])) for c in colours), default=0.0)
+        return len(areas) if areas and max(areas) <= 3 * min(areas) and apart <= 15 else 1
 
     @cached_property
     def at_edge(self) -> float:
         """Share of the outline that lies on the picture's edge."""
-        outline = self.inside & ~cv2.erode(self.inside.astype(np.uint8), np.ones((3, 3)), borderValue=0).astype(bool)
+        outline = self.inside & ~cv2.erode(
+            self.inside.astype(np.uint8), np.ones((3, 3)), borderValue=0
+        ).astype(bool)
         frame = np.zeros_like(outline)
         frame[[0, -1], :] = frame[:, [0, -1]] = True
         return float((outline & frame).sum() / max(outline.sum(), 1))
@@ -269,7 +308,10 @@ class Region:
         return self.contact(other) * (1 - self.at_edge)
 
     def support(self, other: Region) -> float:
-        """Share of this region's columns whose lowest pixel stands on the other one (within 4 px)."""
+        """Share of this region's columns whose lowest pixel stands on the other one (within 4 px); none where the other
+        one lies around it rather than under it."""
+        if self.enclosure(other) > 0.6:
+            return 0.0
         height = self.picture.size[0]
         columns = np.nonzero(self.inside.any(axis=0))[0]
         lowest = height - 1 - self.inside[::-1, columns].argmax(axis=0)

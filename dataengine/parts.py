@@ -33,7 +33,11 @@ def _module(name: str, pip: str) -> Need:
 
 
 def _vlm_key(settings: Settings) -> str | None:
-    if not settings.vlm.startswith("google:") or os.environ.get("GOOGLE_API_KEY") or os.environ.get("GEMINI_API_KEY"):
+    if (
+        not settings.vlm.startswith("google:")
+        or os.environ.get("GOOGLE_API_KEY")
+        or os.environ.get("GEMINI_API_KEY")
+    ):
         return None
     return "a key (set GOOGLE_API_KEY)"
 
@@ -92,7 +96,9 @@ def build(settings: Settings) -> Parts:
         MissingPartError: names all that is lacking for all three, in one line.
     """
     chosen = {kind: str(getattr(settings, kind)) for kind in REGISTRY}
-    lacking = [f"{kind} {name!r} {lack}" for kind, name in chosen.items() if (lack := lacks(kind, name, settings))]
+    lacking = [
+        f"{kind} {name!r} {lack}" for kind, name in chosen.items() if (lack := lacks(kind, name, settings))
+    ]
     if lacking:
         raise MissingPartError(
             f"preset {settings.preset!r} cannot run here: {'; '.join(lacking)}",
@@ -122,4 +128,6 @@ def _class(kind: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise MissingPartError(f"{kind} {name!r} cannot be imported: {error}", hint="Check its name") from None
+        raise MissingPartError(
+            f"{kind} {name!r} cannot be imported: {error}", hint="Check its name"
+        ) from None

@@ -58,7 +58,9 @@ class Run:
     outcome: Outcome
 
 
-async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Parts, settings: Settings) -> Outcome:
+async def process(
+    photo: Photo, folder: RunFolder, record: RunRecord, parts: Parts, settings: Settings
+) -> Outcome:
     """Make one image's run folder.
 
     Where a concept fails, the others are still written, the folder stays incomplete, and the failure is raised.
@@ -90,7 +92,9 @@ async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Par
     return outcome
 
 
-async def _write_concepts(run: Run, concepts: Sequence[str], negatives: Sequence[str]) -> list[DataEngineError]:
+async def _write_concepts(
+    run: Run, concepts: Sequence[str], negatives: Sequence[str]
+) -> list[DataEngineError]:
     """Compose everything side by side, then judge and write everything side by side; the failures met."""
     (prompts, failed), (decoys, failed_decoys) = await asyncio.gather(
         _each(concepts, lambda concept: _compose(run, concept)),
@@ -102,7 +106,9 @@ async def _write_concepts(run: Run, concepts: Sequence[str], negatives: Sequence
     refused_decoys = {concept: _refused_decoys(concept, decoys[concept], texts) for concept in decoys}
     (_, unwritten), (_, unwritten_decoys) = await asyncio.gather(
         _each(prompts, lambda concept: _judge_prompts(run, concept, prompts[concept], refused[concept])),
-        _each(decoys, lambda concept: _judge_negatives(run, concept, decoys[concept], refused_decoys[concept])),
+        _each(
+            decoys, lambda concept: _judge_negatives(run, concept, decoys[concept], refused_decoys[concept])
+        ),
     )
     return [*failed, *failed_decoys, *unwritten, *unwritten_decoys]
 
@@ -116,7 +122,9 @@ async def _compose(run: Run, concept: str) -> list[Prompt]:
 async def _compose_negatives(run: Run, concept: str) -> list[Negative]:
     if not run.scene.regions:
         return []
-    return await _in_stage("negatives", run.photo, compose_negatives(run.scene, concept, run.parts, run.folder.journal))
+    return await _in_stage(
+        "negatives", run.photo, compose_negatives(run.scene, concept, run.parts, run.folder.journal)
+    )
 
 
 def _refused(run: Run, concept: str, prompts: list[Prompt], texts: list[str]) -> list[str | None]:
@@ -159,7 +167,9 @@ async def _judge_prompts(run: Run, concept: str, prompts: list[Prompt], refused:
     await asyncio.to_thread(run.folder.write_concept, summary, concept, pictures)
 
 
-async def _judge_negatives(run: Run, concept: str, negatives: list[Negative], refused: list[str | None]) -> None:
+async def _judge_negatives(
+    run: Run, concept: str, negatives: list[Negative], refused: list[str | None]
+) -> None:
     """Judge a concept's negatives side by side, then write them."""
 
     async def judge(index: int) -> NegativeVerification:
@@ -271,6 +281,8 @@ async def _in_stage(stage: str, photo: Photo, work: Awaitable[T]) -> T:
         error.stage = error.stage or stage
         raise
     except Exception as error:  # a part is other people's code: what it raises must not end the run
-        failure = StageError(f"{photo.path}: {stage} failed: {type(error).__name__}: {error}", hint="Run again to retry")
+        failure = StageError(
+            f"{photo.path}: {stage} failed: {type(error).__name__}: {error}", hint="Run again to retry"
+        )
         failure.stage = stage
         raise failure from error

@@ -24,19 +24,33 @@ from dataengine.images import Photo, RgbArray
 from dataengine.journal import Answer
 from dataengine.masks import Mask
 from dataengine.measures import COLOURS, Picture, Region
-from dataengine.records import Alignment, Choice, DescribedRegion, Negative, Prompt, RegionVerdict, Xyxy
+from dataengine.records import (
+    CONCEPT_FAMILIES,
+    Alignment,
+    Choice,
+    DescribedRegion,
+    Negative,
+    Prompt,
+    RegionVerdict,
+    Xyxy,
+)
 from dataengine.settings import Settings
 
 PROMPTS_A_CONCEPT = 3
 SMALLEST, LARGEST = 0.004, 0.7  # share of the picture
 SAME_COLOUR = 12.0  # distance in L*a*b* within a group of alike regions
-LEAST_COLOUR = 0.45  # share of a mask's pixels that must have the label's colour
+IN_A_ROW = 0.08  # of the picture's side
+LEAST_COLOUR = 0.6  # share of a mask's pixels that must have the label's colour
 LEAST_CONTRAST = 3.0  # distance in L*a*b* across a mask's outline
+# A region is clear where it stands out from its surroundings and is of one colour itself. A refined mask follows edges
+# found in the whole picture, an initial one only those in its box, so it must be the clearer by a sixth to be kept.
+CLARITY_WEIGHT: Mapping[Choice, float] = {"initial": 0.85, "refined": 1.0}
 COUNTS = {2: "two", 3: "three", 4: "four"}
 TOLERANCES = {"lightness": 6.0, "texture": 1.5, "size": 1.6, "place": 0.12}
 
 K = TypeVar("K")
 V = TypeVar("V")
+T = TypeVar("T")
 
 
 class _Once(Generic[K, V]):
@@ -69,7 +83,9 @@ class MeasuredAnnotator:
         self._picture: _Once[Photo, Picture] = _Once(lambda photo: Picture.of(photo.view))
         self._look: _Once[Scene, Look] = _Once(Look.at)
 
-    async def describe(self, photo: Photo, max_regions: int, with_boxes: bool) -> Answer[list[DescribedRegion]]:
+    async def describe(
+        self, photo: Photo, max_regions: int, with_boxes: bool
+    ) -> Answer[list[DescribedRegion]]:
         """The even regions that stand out most; alike ones that lie apart share a label."""
         return Answer(await asyncio.to_thread(self._describe, photo, max_regions, with_boxes))
 
@@ -102,10 +118,10 @@ class MeasuredAnnotator:
                 continue
             region = Region(picture, inside)
             false = list(_untrue(label, region))
-            share = float(region.shares[COLOURS.index(_colour_of(label))])
-            said.append(f"{choice}: {', '.join(false) if false else f'as said, contrast {region.contrast:.1f}'}")
-            if not false and (best is None or share * region.contrast > best[0]):
-                best = (share * region.contrast, choice, region)
+            clarity = region.contrast / (5 + region.spread) * CLARITY_WEIGHT[choice]
+            said.append(f"{choice}: {', '.join(false) if false else f'as said, clarity {clarity:.2f}'}")
+            if not false and (best is None or clarity > best[0]):
+                best = (clarity, choice, region)
         if best is None:
             return RegionVerdict(choice="neither", description="", reason="; ".join(said))
         _, choice, region = best
@@ -131,7 +147,7 @@ class MeasuredAnnotator:
                 candidates=[look.indices[i] for i in asked],
                 satisfying=[look.indices[i] for i in true],
             )
-            for _, predicate, true, asked in _mixed(usable, lambda entry: entry[1].family)
+            for _, predicate, true, asked in _mixed(usable, lambda entry: (entry[0] < 1, entry[1].family))
         ]
 
     async def align(self, scene: Scene, prompt: Prompt, picture: RgbArray) -> Answer[Alignment]:
@@ -140,7 +156,11 @@ class MeasuredAnnotator:
 
     def _align(self, scene: Scene, prompt: Prompt) -> Alignment:
         look = self._look(scene)
-        known = (p for concept in _concepts_of(prompt.concept_family) for p in [predicates(look, concept).get(prompt.prompt)])
+        known = (
+            p
+            for concept in _concepts_of(prompt.concept_family)
+            for p in [predicates(look, concept).get(prompt.prompt)]
+        )
         predicate = next((p for p in known if p is not None), None)
         if predicate is None:
             return Alignment(accept=False, unmasked_match=False, reason="not a sentence that can be measured")
@@ -157,7 +177,7 @@ class MeasuredAnnotator:
         false.sort(key=lambda p: -float(np.nanmax(p.values, initial=0.0)))
         return [
             Negative(prompt=p.text, strategy=p.strategy, concept_family=p.family, target_decoy=p.decoy)
-            for p in _mixed(false, lambda p: p.strategy)
+            for p in _mixed(false, lambda p: (not p.absent(), p.strategy))
         ]
 
     async def align_negative(self, scene: Scene, negative: Negative) -> Answer[Alignment]:
@@ -166,12 +186,16 @@ class MeasuredAnnotator:
 
     def _align_negative(self, scene: Scene, negative: Negative) -> Alignment:
         look = self._look(scene)
-        known = (p for concept in _concepts_of(negative.concept_family) for p in [decoys(look, concept).get(negative.prompt)])
+        known = (
+            p
+            for concept in _concepts_of(negative.concept_family)
+            for p in [decoys(look, concept).get(negative.prompt)]
+        )
         predicate = next((p for p in known if p is not None), None)
         if predicate is None:
             return Alignment(accept=False, unmasked_match=False, reason="not a sentence that can be measured")
         nearest = float(np.nanmax(predicate.values, initial=0.0))
-        clear = nearest <= predicate.threshold - predicate.margin and predicate.anywhere <= NO_PIXELS
+        clear = predicate.absent()
         reason = f"nearest region: {predicate.say(nearest)}; at most {predicate.say(predicate.threshold - predicate.margin)}"
         if predicate.strategy == "object_level_neighbor":
             reason += f"; {predicate.anywhere:.2%} of the picture's pixels, at most {NO_PIXELS:.2%}"
@@ -186,7 +210,9 @@ def _grouped(regions: Iterable[Region]) -> list[list[Region]]:
     """Regions of one look that do not touch, in groups of at most four; each in one group, order kept."""
     groups: list[list[Region]] = []
     for region in regions:
-        home = next((g for g in groups if len(g) < max(COUNTS) and all(_alike(region, other) for other in g)), None)
+        home = next(
+            (g for g in groups if len(g) < max(COUNTS) and all(_alike(region, other) for other in g)), None
+        )
         if home is None:
             groups.append([region])
         else:
@@ -195,24 +221,27 @@ def _grouped(regions: Iterable[Region]) -> list[list[Region]]:
 
 
 def _alike(one: Region, other: Region) -> bool:
-    same_words = (one.colour, tone_word(one), texture_word(one)) == (other.colour, tone_word(other), texture_word(other))
-    same_size = max(one.area, other.area) < 2.5 * min(one.area, other.area)
+    """Whether two regions look like two of a kind in a row: of one colour, size and shape, level or in a column."""
+    x, y = (abs(a - b) for a, b in zip(one.centre, other.centre, strict=True))
     return (
-        same_words
-        and same_size
+        (one.colour, tone_word(one)) == (other.colour, tone_word(other))
+        and max(one.area, other.area) < 2.5 * min(one.area, other.area)
+        and max(one.axes[0], other.axes[0]) < 2 * min(one.axes[0], other.axes[0])
+        and min(x, y) < IN_A_ROW
         and float(np.linalg.norm(one.lab - other.lab)) < SAME_COLOUR
         and one.contact(other) < 0.02
     )
 
 
 def _label(group: list[Region]) -> str:
-    """Such as `large dark red region, smooth, centre` or `two small blue regions, smooth`."""
+    """Such as `large dark red region, smooth, centre` or `two small blue regions`."""
     first = group[0]
     count = COUNTS.get(len(group), "")
     noun = "regions" if count else "region"
     head = " ".join(f"{count} {size_word(first)} {tone_word(first)} {first.colour} {noun}".split())
-    place = "" if count else place_word(first)
-    return ", ".join(word for word in (head, texture_word(first), place) if word)
+    if count:
+        return head
+    return ", ".join(word for word in (head, texture_word(first), place_word(first)) if word)
 
 
 def _box(region: Region, photo: Photo) -> Xyxy:
@@ -234,10 +263,14 @@ def _untrue(label: str, region: Region) -> Iterable[str]:
     if region.contrast < LEAST_CONTRAST:
         yield f"contrast {region.contrast:.1f} across its outline, at least {LEAST_CONTRAST} needed"
     slack = TOLERANCES["lightness"]
-    if ("dark" in words and region.lightness > DARK + slack) or ("light" in words and region.lightness < LIGHT - slack):
+    if ("dark" in words and region.lightness > DARK + slack) or (
+        "light" in words and region.lightness < LIGHT - slack
+    ):
         yield f"lightness {region.lightness:.0f}"
     slack = TOLERANCES["texture"]
-    if ("smooth" in words and region.texture > SMOOTH + slack) or ("rough" in words and region.texture < ROUGH - slack):
+    if ("smooth" in words and region.texture > SMOOTH + slack) or (
+        "rough" in words and region.texture < ROUGH - slack
+    ):
         yield f"texture {region.texture:.1f}"
     yield from _wrong_size_or_place(label, words, region)
 
@@ -261,8 +294,6 @@ def _wrong_size_or_place(label: str, words: set[str], region: Region) -> Iterabl
 
 
 def _concepts_of(family: str) -> list[str]:
-    from dataengine.records import CONCEPT_FAMILIES
-
     return [concept for concept, families in CONCEPT_FAMILIES.items() if family in families]
 
 
@@ -276,7 +307,9 @@ def _judged(look: Look, predicate: Predicate, satisfying: set[int]) -> Alignment
             reason = f"region {index}: {predicate.say(value)}, at least {predicate.say(least)} needed"
             return Alignment(accept=False, unmasked_match=False, reason=reason)
         if index not in satisfying and value > most:
-            reason = f"region {index} is left out: {predicate.say(value)}, at most {predicate.say(most)} allowed"
+            reason = (
+                f"region {index} is left out: {predicate.say(value)}, at most {predicate.say(most)} allowed"
+            )
             return Alignment(accept=False, unmasked_match=False, reason=reason)
     for position in range(look.known, len(look.regions)):
         if not predicate.surely_not(position):
@@ -290,17 +323,17 @@ def _judged(look: Look, predicate: Predicate, satisfying: set[int]) -> Alignment
     return Alignment(accept=True, unmasked_match=False, reason=reason)
 
 
-E_ = TypeVar("E_")
+def _mixed(entries: list[T], kind: Callable[[T], tuple[bool, str]]) -> list[T]:
+    """The first PROMPTS_A_CONCEPT entries: those that are not doubtful first, of every kind one before a second.
 
-
-def _mixed(entries: list[E_], kind: Callable[[E_], str]) -> list[E_]:
-    """The first PROMPTS_A_CONCEPT entries, one of each kind before a second of any."""
-    taken: list[E_] = []
-    seen: list[str] = []
+    Args:
+        kind: whether an entry is doubtful, and its kind.
+    """
+    taken: list[T] = []
     waiting = list(entries)
     while waiting and len(taken) < PROMPTS_A_CONCEPT:
-        rarest = min(waiting, key=lambda e: seen.count(kind(e)))
-        taken.append(rarest)
-        seen.append(kind(rarest))
-        waiting.remove(rarest)
+        kinds = [kind(entry)[1] for entry in taken]
+        best = min(waiting, key=lambda entry: (kind(entry)[0], kinds.count(kind(entry)[1])))
+        taken.append(best)
+        waiting.remove(best)
     return taken

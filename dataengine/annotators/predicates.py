@@ -25,7 +25,11 @@ LARGE, MEDIUM = 0.12, 0.03  # share of the picture
 LEAST_OTHER = 0.004  # share of the picture: a smaller unmasked region is not held against a prompt
 NO_PIXELS = 0.003  # share of the picture: what may be mere noise of a colour that is called absent
 TONELESS = frozenset({"black", "white", "beige"})
-PLACES = (("top left", "top", "top right"), ("left", "centre", "right"), ("bottom left", "bottom", "bottom right"))
+PLACES = (
+    ("top left", "top", "top right"),
+    ("left", "centre", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
 
 
 def size_word(region: Region) -> str:
@@ -70,7 +74,11 @@ class Look:
         picture = Picture.of(scene.photo.view)
         height, width = picture.size
         masks = [region.mask.resized(height, width).array() for region in scene.regions]
-        known = [(region.index, inside) for region, inside in zip(scene.regions, masks, strict=True) if inside.any()]
+        known = [
+            (region.index, inside)
+            for region, inside in zip(scene.regions, masks, strict=True)
+            if inside.any()
+        ]
         others = sorted(_unmasked(picture, masks), key=lambda inside: -int(inside.sum()))
         regions = [Region(picture, inside) for inside in (*(inside for _, inside in known), *others)]
         return cls(picture, tuple(regions), tuple(index for index, _ in known))
@@ -87,12 +95,13 @@ class Look:
             lambda r: f"{tone_word(r)} {r.colour}",
             lambda r: f"{size_word(r)} {r.colour}",
             lambda r: f"{size_word(r)} {tone_word(r)} {r.colour}",
+            lambda r: f"{place_word(r)} {r.colour}",
         )
         found: dict[int, str] = {}
         for way in ways:
             said = [" ".join(way(region).split()) for region in self.regions]
             for i in range(self.known):
-                sure = self.regions[i].shares.max() >= 0.6
+                sure = self.regions[i].shares.max() >= 0.6 and self.regions[i].pieces == 1
                 if i not in found and sure and said.count(said[i]) == 1:
                     found[i] = said[i]
         return found
@@ -100,6 +109,10 @@ class Look:
     def each(self, value: Callable[[Region], float]) -> FloatArray:
         """A value for every region."""
         return np.array([value(region) for region in self.regions], dtype=np.float64)
+
+    def whole(self, value: Callable[[Region], float]) -> FloatArray:
+        """A value for every region in one piece: place and shape mean nothing for several, which have NaN."""
+        return self.each(lambda r: value(r) if r.pieces == 1 else np.nan)
 
     def against(self, anchor: int, value: Callable[[Region, Region], float]) -> FloatArray:
         """A value for every region but the anchor, which has NaN."""
@@ -157,8 +170,16 @@ class Predicate:
         return [i for i in range(known) if not np.isnan(self.values[i])]
 
     def clearance(self, known: int) -> float:
-        """By how many margins the least clear accepted region is away from the threshold."""
-        return float(np.nanmin(np.abs(self.values[:known] - self.threshold))) / self.margin
+        """By how many margins the least clear region is on its side of the threshold; negative where an unmasked
+        region is on the wrong side."""
+        of_known = np.abs(self.values[:known] - self.threshold)
+        of_others = self.threshold - self.values[known:]
+        return float(np.nanmin(np.concatenate([of_known, of_others]))) / self.margin
+
+    def absent(self) -> bool:
+        """Whether nothing in the photo comes within the margin, region or stray pixel."""
+        nearest = float(np.nanmax(self.values, initial=-np.inf))
+        return nearest <= self.threshold - self.margin and self.anywhere <= NO_PIXELS
 
     def surely_not(self, position: int) -> bool:
         """Whether a region misses the threshold by the margin (or is not spoken of)."""
@@ -185,22 +206,39 @@ def _top(
 def _entities(look: Look) -> Iterator[Predicate]:
     for colour in COLOURS:
         say = _percent(colour)
-        yield Predicate("stuff_surfaces_regions", f"Segment every {colour} area", look.share(colour), 0.5, 0.15, say)
+        yield Predicate(
+            "stuff_surfaces_regions", f"Segment every {colour} area", look.share(colour), 0.5, 0.15, say
+        )
     texture = look.each(lambda r: r.texture)
     rough = _number("texture")
-    yield Predicate("stuff_surfaces_regions", "Segment the areas with a rough, busy surface", texture, ROUGH, 1.0, rough)
+    yield Predicate(
+        "stuff_surfaces_regions", "Segment the areas with a rough, busy surface", texture, ROUGH, 1.0, rough
+    )
     smooth = _number("texture (negated)")
-    yield Predicate("materials_and_optics", "Segment the perfectly smooth, even areas", -texture, -SMOOTH, 0.5, smooth)
+    yield Predicate(
+        "materials_and_optics", "Segment the perfectly smooth, even areas", -texture, -SMOOTH, 0.5, smooth
+    )
     lightness = look.each(lambda r: r.lightness)
     light, dark = _number("lightness", 0), _number("darkness", 0)
-    yield from _top(look, "materials_and_optics", "Identify the brightest area in the picture", lightness, 6, light)
-    yield from _top(look, "materials_and_optics", "Identify the darkest area in the picture", 100 - lightness, 6, dark)
-    apart = look.each(lambda r: min((float(np.linalg.norm(r.lab - o.lab)) for o in look.regions if o is not r), default=0))
+    yield from _top(
+        look, "materials_and_optics", "Identify the brightest area in the picture", lightness, 6, light
+    )
+    yield from _top(
+        look, "materials_and_optics", "Identify the darkest area in the picture", 100 - lightness, 6, dark
+    )
+    shade = _number("lightness (negated)", 0)
+    yield Predicate("stuff_surfaces_regions", "Segment every dark area", -lightness, -30, 6, shade)
+    yield Predicate("stuff_surfaces_regions", "Segment every bright, pale area", lightness, 75, 5, light)
+    apart = look.each(
+        lambda r: min((float(np.linalg.norm(r.lab - o.lab)) for o in look.regions if o is not r), default=0)
+    )
     odd = _number("colour distance to its nearest", 0)
     yield from _top(look, "unusual_entity", "Identify the area whose colour stands most alone", apart, 8, odd)
-    pieces = look.each(lambda r: float(r.pieces))
-    several = _number("separate pieces", 0)
-    yield Predicate("groups_and_piles", "Segment the group of separate, alike patches", pieces, 1.5, 0.5, several)
+    pieces = look.each(lambda r: float(r.alike_pieces))
+    several = _number("separate, alike pieces", 0)
+    yield Predicate(
+        "groups_and_piles", "Segment the group of separate, alike patches", pieces, 1.5, 0.5, several
+    )
     for i, name in look.names.items():
         inside = look.against(i, Region.enclosure)
         part = _percent(f"of its surroundings is the {name} area")
@@ -209,53 +247,97 @@ def _entities(look: Look) -> Iterator[Predicate]:
 
 
 def _spatial(look: Look) -> Iterator[Predicate]:
-    xs, ys = look.each(lambda r: r.centre[0]), look.each(lambda r: r.centre[1])
+    xs, ys = look.whole(lambda r: r.centre[0]), look.whole(lambda r: r.centre[1])
     across, down = _percent("across"), _percent("down")
-    yield from _top(look, "egocentric_viewer", "Segment the area farthest to the left", 1 - xs, 0.08, _percent("from the right"))
+    yield from _top(
+        look,
+        "egocentric_viewer",
+        "Segment the area farthest to the left",
+        1 - xs,
+        0.08,
+        _percent("from the right"),
+    )
     yield from _top(look, "egocentric_viewer", "Segment the area farthest to the right", xs, 0.08, across)
     yield from _top(look, "egocentric_viewer", "Segment the lowest area in the picture", ys, 0.08, down)
-    yield from _top(look, "egocentric_viewer", "Segment the highest area in the picture", 1 - ys, 0.08, _percent("up"))
+    yield from _top(
+        look, "egocentric_viewer", "Segment the highest area in the picture", 1 - ys, 0.08, _percent("up")
+    )
     area = look.each(lambda r: r.area)
     covers = _percent("of the picture")
-    yield Predicate("metric_bins", "Segment the areas covering over a tenth of the picture", area, 0.1, 0.02, covers)
+    yield Predicate(
+        "metric_bins", "Segment the areas covering over a tenth of the picture", area, 0.1, 0.02, covers
+    )
     yield from _top(look, "metric_bins", "Identify the largest area in the picture", area, 0.04, covers)
     edge = look.each(lambda r: r.at_edge)
     cut = _percent("of its outline on the picture's edge")
-    yield Predicate("visibility_occlusion", "Segment the areas cut off by the picture's edge", edge, 0.02, 0.02, cut)
+    yield Predicate(
+        "visibility_occlusion", "Segment the areas cut off by the picture's edge", edge, 0.02, 0.02, cut
+    )
     for i, name in look.names.items():
         contact = look.against(i, Region.contact)
         touches = _percent(f"of its outline on the {name} area")
-        yield Predicate("support_contact", f"Segment the areas touching the {name} area", contact, 0.05, 0.04, touches)
+        yield Predicate(
+            "support_contact", f"Segment the areas touching the {name} area", contact, 0.05, 0.04, touches
+        )
         enclosed = look.against(i, Region.enclosure)
         around = _percent(f"enclosed by the {name} area")
-        yield Predicate("topological", f"Segment the areas enclosed by the {name} area", enclosed, 0.65, 0.12, around)
+        yield Predicate(
+            "topological", f"Segment the areas enclosed by the {name} area", enclosed, 0.65, 0.12, around
+        )
         left = look.against(i, lambda r, o: o.box[0] - r.box[2])
         beside = _percent("of the picture's width between them")
-        yield Predicate("allocentric_object", f"Segment everything left of the {name} area", left, 0.0, 0.01, beside)
+        yield Predicate(
+            "allocentric_object", f"Segment everything left of the {name} area", left, 0.0, 0.01, beside
+        )
         above = look.against(i, lambda r, o: o.box[1] - r.box[3])
         over = _percent("of the picture's height between them")
-        yield Predicate("allocentric_object", f"Segment everything above the {name} area", above, 0.0, 0.01, over)
+        yield Predicate(
+            "allocentric_object", f"Segment everything above the {name} area", above, 0.0, 0.01, over
+        )
 
 
 def _relations(look: Look) -> Iterator[Predicate]:
-    upright = look.each(lambda r: r.axes[0] if r.axes[1] > 65 else 1.0)
-    lying = look.each(lambda r: r.axes[0] if r.axes[1] < 25 else 1.0)
+    upright = look.whole(lambda r: r.axes[0] if r.axes[1] > 65 else 1.0)
+    lying = look.whole(lambda r: r.axes[0] if r.axes[1] < 25 else 1.0)
     tall, wide = _number("upright elongation"), _number("level elongation")
     yield Predicate("atomic_posture", "Segment the areas standing tall and narrow", upright, 2.2, 0.4, tall)
     yield Predicate("atomic_posture", "Segment the areas lying long and level", lying, 2.2, 0.4, wide)
-    slanted = look.each(lambda r: r.axes[0] if 25 <= r.axes[1] <= 65 else 1.0)
-    yield Predicate("atomic_posture", "Segment the areas leaning at a slant", slanted, 1.8, 0.3, _number("slanted elongation"))
+    slanted = look.whole(lambda r: r.axes[0] if 25 <= r.axes[1] <= 65 else 1.0)
+    yield Predicate(
+        "atomic_posture",
+        "Segment the areas leaning at a slant",
+        slanted,
+        1.8,
+        0.3,
+        _number("slanted elongation"),
+    )
     for i, name in look.names.items():
         anchor = look.regions[i]
         carries = look.against(i, lambda r, o: o.support(r))
         holds = _percent(f"of the {name} area stands on it")
-        yield Predicate("semantic_role", f"Identify the area carrying the {name} area", carries, 0.5, 0.12, holds)
+        yield Predicate(
+            "semantic_role", f"Identify the area carrying the {name} area", carries, 0.5, 0.12, holds
+        )
         wraps = look.against(i, lambda r, o: o.enclosure(r))
         surrounds = _percent(f"of the {name} area's surroundings")
-        yield Predicate("semantic_role", f"Identify the area that surrounds the {name} area", wraps, 0.65, 0.12, surrounds)
+        yield Predicate(
+            "semantic_role", f"Identify the area that surrounds the {name} area", wraps, 0.65, 0.12, surrounds
+        )
         meets = look.against(i, Region.contact)
         pressed = _percent(f"of its outline against the {name} area")
-        yield Predicate("event_state", f"Segment the areas pressed against the {name} area", meets, 0.2, 0.07, pressed)
+        yield Predicate(
+            "event_state", f"Segment the areas pressed against the {name} area", meets, 0.2, 0.07, pressed
+        )
+        for way, reach in (("left", _to_the_left), ("right", _to_the_right)):
+            lane = look.against(i, lambda r, o, reach=reach: reach(o, r))  # type: ignore[misc]
+            covers = _percent(f"of the {name} area's height lies level with it, to its {way}")
+            text = f"Segment what the {name} area meets moving {way}"
+            yield Predicate("anticipation", text, lane, 0.4, 0.15, covers)
+        level = look.against(i, lambda r, o: 1 - abs(r.centre[1] - o.centre[1]))
+        height = _percent("level")
+        yield Predicate(
+            "atomic_posture", f"Segment the areas level with the {name} area", level, 0.9, 0.04, height
+        )
         if anchor.at_edge < 0.02:
             below = look.against(i, lambda r, o: _overhead(o, r))
             would = _percent(f"of the {name} area's width lies straight above it")
@@ -266,10 +348,17 @@ def _relations(look: Look) -> Iterator[Predicate]:
 def _affordances(look: Look) -> Iterator[Predicate]:
     room = look.each(lambda r: r.room if r.texture < SMOOTH + 1 else 0.0)
     fits = _percent("of the short side: radius of the plain circle inside")
-    yield from _top(look, "context_independent", "Identify the plain area with most room for lettering", room, 0.03, fits)
+    yield from _top(
+        look, "context_independent", "Identify the plain area with most room for lettering", room, 0.03, fits
+    )
     texture = look.each(lambda r: r.texture)
     yield Predicate(
-        "negative_affordance", "Segment the areas too busy for readable lettering", texture, ROUGH, 1.0, _number("texture")
+        "negative_affordance",
+        "Segment the areas too busy for readable lettering",
+        texture,
+        ROUGH,
+        1.0,
+        _number("texture"),
     )
     white = look.each(lambda r: 1.05 / (r.luminance + 0.05))
     black = look.each(lambda r: (r.luminance + 0.05) / 0.05)
@@ -282,7 +371,9 @@ def _affordances(look: Look) -> Iterator[Predicate]:
     text = "Segment the areas too narrow to hold a logo"
     yield Predicate("negative_affordance", text, smallness, 0.7, 0.1, _percent("short of the room needed"))
     for place in ("left", "right", "top", "bottom"):
-        margin = look.each(lambda r, place=place: r.room if r.texture < SMOOTH + 1 and place in place_word(r) else 0.0)  # type: ignore[misc]
+        margin = look.each(
+            lambda r, place=place: r.room if r.texture < SMOOTH + 1 and place in place_word(r) else 0.0
+        )  # type: ignore[misc]
         text = f"Segment the plain area for a note {'on the' if place in ('left', 'right') else 'at the'} {place}"
         yield Predicate("context_dependent", text, margin, 0.08, 0.02, fits)
 
@@ -291,19 +382,62 @@ def _physics(look: Look) -> Iterator[Predicate]:
     for i, name in look.names.items():
         held = look.against(i, Region.support)
         rests = _percent(f"of its underside on the {name} area")
-        yield Predicate("support_stability", f"Segment the areas resting on the {name} area", held, 0.55, 0.15, rests)
-        yield Predicate("counterfactuals", f"Identify what loses its footing without the {name} area", held, 0.7, 0.12, rests)
+        yield Predicate(
+            "support_stability", f"Segment the areas resting on the {name} area", held, 0.55, 0.15, rests
+        )
+        yield Predicate(
+            "counterfactuals",
+            f"Identify what loses its footing without the {name} area",
+            held,
+            0.7,
+            0.12,
+            rests,
+        )
         inside = look.against(i, Region.enclosure)
         closed = _percent(f"closed in by the {name} area")
-        yield Predicate("containment_and_flow", f"Segment what the {name} area closes in completely", inside, 0.8, 0.1, closed)
-    footing = look.each(lambda r: _slenderness(r) if r.axes[1] > 60 else 0.0)
+        yield Predicate(
+            "containment_and_flow",
+            f"Segment what the {name} area closes in completely",
+            inside,
+            0.8,
+            0.1,
+            closed,
+        )
+        dropping = look.against(i, _overhead)
+        above = _percent(f"of its width lies straight above the {name} area")
+        yield Predicate("hazard", f"Segment what could drop onto the {name} area", dropping, 0.5, 0.15, above)
+    heavy = look.whole(_top_heaviness)
+    wider = _number("upper over lower width")
+    yield Predicate("hazard", "Segment the areas much wider above than below", heavy, 1.6, 0.25, wider)
+    broad = look.whole(lambda r: 1 / max(_top_heaviness(r), 0.01))
+    broader = _number("lower over upper width")
+    yield Predicate(
+        "support_stability", "Segment the areas much broader below than above", broad, 1.6, 0.25, broader
+    )
+    footing = look.whole(lambda r: _slenderness(r) if r.axes[1] > 60 else 0.0)
     slender = _number("height over footing")
     yield from _top(look, "hazard", "Identify the tall area on the narrowest footing", footing, 1.0, slender)
     open_room = look.each(lambda r: r.room if r.texture < ROUGH else 0.0)
     free = _percent("of the short side: radius of the open circle inside")
-    yield from _top(look, "collision_obstruction_passability", "Identify the widest open, unobstructed area", open_room, 0.03, free)
-    floating = look.each(lambda r: 1 - r.at_edge - max((r.support(o) for o in look.regions if o is not r), default=0))
-    yield Predicate("unusual", "Segment the areas with no single thing beneath", floating, 0.55, 0.1, _percent("unsupported"))
+    yield from _top(
+        look,
+        "collision_obstruction_passability",
+        "Identify the widest open, unobstructed area",
+        open_room,
+        0.03,
+        free,
+    )
+    floating = look.each(
+        lambda r: 1 - r.at_edge - max((r.support(o) for o in look.regions if o is not r), default=0)
+    )
+    yield Predicate(
+        "unusual",
+        "Segment the areas with no single thing beneath",
+        floating,
+        0.55,
+        0.1,
+        _percent("unsupported"),
+    )
 
 
 def _overhead(above: Region, below: Region) -> float:
@@ -312,6 +446,29 @@ def _overhead(above: Region, below: Region) -> float:
         return 0.0
     over = min(above.box[2], below.box[2]) - max(above.box[0], below.box[0])
     return max(0.0, over) / (above.box[2] - above.box[0])
+
+
+def _to_the_left(mover: Region, other: Region) -> float:
+    """Share of the mover's height that lies level with a region wholly to its left."""
+    if other.box[2] > mover.box[0] + 0.02:
+        return 0.0
+    level = min(mover.box[3], other.box[3]) - max(mover.box[1], other.box[1])
+    return max(0.0, level) / (mover.box[3] - mover.box[1])
+
+
+def _to_the_right(mover: Region, other: Region) -> float:
+    """Share of the mover's height that lies level with a region wholly to its right."""
+    if other.box[0] < mover.box[2] - 0.02:
+        return 0.0
+    level = min(mover.box[3], other.box[3]) - max(mover.box[1], other.box[1])
+    return max(0.0, level) / (mover.box[3] - mover.box[1])
+
+
+def _top_heaviness(region: Region) -> float:
+    """Mean width of the region's upper third over that of its lower third."""
+    widths = region.inside.sum(axis=1)[region.inside.any(axis=1)]
+    third = max(1, len(widths) // 3)
+    return float(widths[:third].mean() / widths[-third:].mean())
 
 
 def _slenderness(region: Region) -> float:
@@ -391,4 +548,6 @@ def _false_claim(look: Look, concept: str, colour: str, name: str, anchor: int) 
         return Predicate("negative_affordance", text, white, 4.5, 1.5, _number("contrast ratio"), decoy)
     held = look.against(anchor, Region.support)
     text = f"Segment whatever rests on the {name} area"
-    return Predicate("support_stability", text, held, 0.5, 0.3, _percent(f"of its underside on the {name} area"), decoy)
+    return Predicate(
+        "support_stability", text, held, 0.5, 0.3, _percent(f"of its underside on the {name} area"), decoy
+    )

@@ -1,7 +1,7 @@
-"""The data set of `train.py` and `eval.py`: `images/`, `masks/`, `dataset.jsonl`, `items.json`, `export_manifest.json`.
+"""The data set of `train.py` and `eval.py`: images, masks, `dataset.jsonl`, `items.json` and a manifest.
 
-An export is cut off or complete, and says which: the manifest is written first with `complete` false and last with
-`complete` true. Exporting again replaces what is still exported and removes what no longer is.
+An export is cut off or complete, and says which: the manifest is written first with `complete` false and last
+with `complete` true. Exporting again replaces what is still exported and removes what no longer is.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 import cv2
@@ -28,7 +29,8 @@ from dataengine.records import (
     ExportedRun,
     ExportManifest,
     TrainRow,
-)
+)  # fmt: skip
+from dataengine.run_folder import path_text, write_whole
 
 MANIFEST = "export_manifest.json"
 TRAIN_FILE = "dataset.jsonl"
@@ -36,7 +38,7 @@ EVAL_FILE = "items.json"
 IMAGES = "images"
 MASKS = "masks"
 NAME_BYTES = 255  # the longest file name of common file systems
-PART_FILE = ".export.part"  # being written; the next write in its folder replaces it
+TEMPORARY = ".*.tmp"  # what a killed process may leave of the first file it wrote
 
 
 def export(
@@ -49,8 +51,8 @@ def export(
 ) -> ExportManifest:
     """Export the accepted prompts of finished run folders, each with an image and a mask of one size.
 
-    A sample's id is `<run name>_<concept>_<prompt index>_<running number>`. The number counts the samples of its own
-    run, positives in the order of the concepts and then negatives, so that another run folder never changes an id.
+    A sample's id is `<run name>_<concept>_<prompt index>_<running number>`. The number counts the samples of
+    its own run, positives in the order of the concepts and then negatives: another run never changes an id.
 
     Args:
         runs_root: a folder of run folders, or one run folder.
@@ -68,35 +70,42 @@ def export(
     earlier = _earlier_export(out, out_dir)
     manifest = ExportManifest(
         complete=False,
-        runs_root=_text(_absolute(runs_root)),
-        out_dir=_text(out),
+        runs_root=path_text(_absolute(runs_root)),
+        out_dir=path_text(out),
         mode=mode,
         path_mode=path_mode,
         include_negatives=include_negatives,
         concepts=list(CONCEPTS),
-        discovered_run_dirs=[_text(folder) for folder in folders],
+        discovered_run_dirs=[path_text(folder) for folder in folders],
         counts=ExportCounts(train_rows=0, eval_items=0, copied_images=0, written_masks=0),
         skipped_reason_counts={},
         per_run=[],
         written_files=earlier.written_files if earlier else [],
     )
-    _write(out / MANIFEST, _json(manifest))
-    export = _Export(out, path_mode)
+    return _export(folders, out, manifest, earlier)
+
+
+def _export(
+    folders: list[Path], out: Path, manifest: ExportManifest, earlier: ExportManifest | None
+) -> ExportManifest:
+    write_whole(out / MANIFEST, _json(manifest))
+    writer = _Writer(out, manifest)
     for folder in folders:
-        export.add(read_run(folder, negatives=include_negatives))
-    manifest = export.finish(manifest)
+        writer.add(read_run(folder, negatives=manifest.include_negatives))
+    done = writer.finish()
     if earlier:
-        _remove_stale(out, earlier, set(manifest.written_files))
-    _write(out / MANIFEST, _json(manifest))
-    return manifest
+        _remove_stale(out, earlier, set(done.written_files))
+    write_whole(out / MANIFEST, _json(done))
+    return done
 
 
-class _Export:
+class _Writer:
     """An export under way: what has been written, and the rows that are written at its end."""
 
-    def __init__(self, out: Path, path_mode: PathMode) -> None:
+    def __init__(self, out: Path, manifest: ExportManifest) -> None:
         self._out = out
-        self._base = f"{out}/" if path_mode == "absolute" else ""
+        self._manifest = manifest
+        self._base = f"{out}/" if manifest.path_mode == "absolute" else ""
         self._images: dict[str, str] = {}  # by case-folded name, for file systems that ignore case
         self._masks: list[str] = []
         self._items: list[EvalItem] = []
@@ -108,7 +117,7 @@ class _Export:
         self._skipped.update(run.skipped)
         self._runs.append(
             ExportedRun(
-                run_dir=_text(run.folder),
+                run_dir=path_text(run.folder),
                 exported_samples=len(run.samples),
                 skipped_in_run=run.skipped.total(),
             )
@@ -116,14 +125,14 @@ class _Export:
         if run.image is None:
             return
         image = f"{IMAGES}/{self._image_name(run.folder.name, run.image.suffix)}"
-        _write(self._out / image, run.image.data)
+        write_whole(self._out / image, run.image.data)
         for number, sample in enumerate(run.samples):
             self._add_sample(run.folder.name, image, number, sample)
 
     def _add_sample(self, run_name: str, image: str, number: int, sample: Sample) -> None:
         sample_id = _sample_id(run_name, sample, number)
         mask = f"{MASKS}/{sample_id}.png"
-        _write(self._out / mask, _mask_png(sample.mask))
+        write_whole(self._out / mask, _mask_png(sample.mask))
         self._masks.append(mask)
         self._items.append(
             EvalItem(
@@ -147,18 +156,18 @@ class _Export:
         self._images[name.casefold()] = name
         return name
 
-    def finish(self, manifest: ExportManifest) -> ExportManifest:
-        """Write the lists that the manifest's mode asks for; returns the complete manifest."""
+    def finish(self) -> ExportManifest:
+        """Write the lists that were asked for; returns the complete manifest."""
         lists: dict[str, bytes] = {}
-        if manifest.mode in ("train", "both"):
+        if self._manifest.mode in ("train", "both"):
             lists[TRAIN_FILE] = b"".join(_train_line(item) for item in self._items)
-        if manifest.mode in ("eval", "both"):
-            items = EvalItems(dataset=_text(self._out.name), count=len(self._items), items=self._items)
+        if self._manifest.mode in ("eval", "both"):
+            items = EvalItems(dataset=self._out.name, count=len(self._items), items=self._items)
             lists[EVAL_FILE] = _json(items)
         for name, data in lists.items():
-            _write(self._out / name, data)
+            write_whole(self._out / name, data)
         images = [f"{IMAGES}/{name}" for name in self._images.values()]
-        return manifest.model_copy(
+        return self._manifest.model_copy(
             update={
                 "complete": True,
                 "counts": self._counts(lists),
@@ -181,14 +190,14 @@ class _Export:
 
 
 def _earlier_export(out: Path, named: Path) -> ExportManifest | None:
-    """The manifest of an earlier export into `out`; None where the folder is new or empty. Raises UsageError."""
+    """The manifest of an earlier export into `out`; None where that is new or empty. Raises UsageError."""
     try:
         str(out).encode()
         if not out.exists():
             return None
         if not out.is_dir():
             raise UsageError(f"--out_dir {named}: not a folder", hint="Choose a new or empty folder")
-        if all(entry.name == PART_FILE for entry in out.iterdir()):
+        if all(fnmatch(entry.name, TEMPORARY) for entry in out.iterdir()):
             return None
         return ExportManifest.model_validate_json((out / MANIFEST).read_bytes())
     except UnicodeEncodeError:
@@ -201,14 +210,17 @@ def _earlier_export(out: Path, named: Path) -> ExportManifest | None:
 
 
 def _remove_stale(out: Path, earlier: ExportManifest, written: set[str]) -> None:
-    """Remove what the earlier export wrote and this one did not; of one that was cut off, all in its two folders."""
+    """Remove what the earlier export wrote and this one did not.
+
+    One that was cut off has not listed its files, so all else in its two folders goes.
+    """
     stale = set(earlier.written_files)
     if not earlier.complete:
         folders = [out / name for name in (IMAGES, MASKS) if (out / name).is_dir()]
         stale.update(f"{folder.name}/{path.name}" for folder in folders for path in folder.iterdir())
     for name in sorted(stale - written):
         path = out / name
-        if not _is_export_file(name) or path.parent.is_symlink():
+        if not _is_export_file(name) or (path.parent != out and path.parent.is_symlink()):
             continue
         try:
             if path.is_symlink() or path.is_file():
@@ -218,7 +230,7 @@ def _remove_stale(out: Path, earlier: ExportManifest, written: set[str]) -> None
 
 
 def _is_export_file(name: str) -> bool:
-    """Whether an export writes a file of this name: a manifest may name anything, also outside of its folder."""
+    """Whether an export writes files of such a name: a manifest may name anything, also elsewhere."""
     parts = PurePosixPath(name).parts
     return name in (TRAIN_FILE, EVAL_FILE) or (
         len(parts) == 2 and parts[0] in (IMAGES, MASKS) and parts[1] != ".."
@@ -236,7 +248,7 @@ def _sample_id(run_name: str, sample: Sample, number: int) -> str:
 def _short(name: str, room: int) -> str:
     """The name, or its beginning and a digest where it has over `room` bytes or is not UTF-8."""
     raw = os.fsencode(name)
-    clean = _text(name)
+    clean = path_text(Path(name))
     if clean == name and len(raw) <= room:
         return name
     digest = hashlib.sha256(raw).hexdigest()[:12]
@@ -244,20 +256,13 @@ def _short(name: str, room: int) -> str:
     return f"{head}-{digest}"
 
 
-def _text(path: Path | str) -> str:
-    """A path for JSON; bytes that are not UTF-8 become the replacement character."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - keeps symbolic links
 
 
 def _train_line(item: EvalItem) -> bytes:
-    return (
-        TrainRow(image=item.image, mask_merged=item.mask, prompt=item.prompt).model_dump_json().encode()
-        + b"\n"
-    )
+    row = TrainRow(image=item.image, mask_merged=item.mask, prompt=item.prompt)
+    return row.model_dump_json().encode() + b"\n"
 
 
 def _json(record: BaseModel) -> bytes:
@@ -268,17 +273,3 @@ def _mask_png(mask: Mask) -> bytes:
     """0 or 255, one 8-bit channel."""
     _, data = cv2.imencode(".png", mask.array().astype(np.uint8) * 255)
     return data.tobytes()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, making its folder. Raises OutputError."""
-    part = path.parent / PART_FILE
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.write_bytes(data)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(error, path) from error

@@ -1,7 +1,7 @@
-"""Reading finished run folders: which prompts to export, with the mask of each and one image of the same size.
+"""Reading finished run folders: the prompts to export, with the mask of each and one image of the same size.
 
-Reads the folders DataEngine writes, and those of the published engine, whose masks are at most 768 px and whose paths
-may be those of another machine. So what is read is checked for what an export needs and for no more.
+Reads the folders DataEngine writes, and those of the published engine, whose masks are at most 768 px and
+whose paths may be those of another machine. So files are checked for what an export needs, and no more.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 from dataengine.errors import UsageError
 from dataengine.masks import BoolArray, Mask
 from dataengine.records import CONCEPTS
+from dataengine.run_folder import ACCEPTED_DIR, NEGATIVES, ORIGINAL, RUN, SUMMARY
 
 T = TypeVar("T")
 Size = tuple[int, int]  # height, width
@@ -180,7 +181,7 @@ def read_run(folder: Path, *, negatives: bool = False) -> Run:
 
 
 def _is_run(folder: Path) -> bool:
-    return any(_is_file(folder / concept / "summary.json") for concept in CONCEPTS)
+    return any(_is_file(folder / concept / SUMMARY) for concept in CONCEPTS)
 
 
 def _is_file(path: Path) -> bool:
@@ -198,7 +199,7 @@ def _read_json(path: Path, kind: type[T]) -> T:
 def _summaries(folder: Path, skipped: Counter[str]) -> list[tuple[str, _Summary]]:
     found = []
     for concept in CONCEPTS:
-        path = folder / concept / "summary.json"
+        path = folder / concept / SUMMARY
         if not _is_file(path):
             continue
         try:
@@ -237,9 +238,7 @@ def _positive(concept: str, position: int, entry: object, masks: _Masks) -> _Cla
 def _negatives(folder: Path, skipped: Counter[str]) -> list[_Claim]:
     claims = []
     for concept in CONCEPTS:
-        for position, entry in enumerate(
-            _negative_entries(folder / "negatives" / f"{concept}.json", skipped)
-        ):
+        for position, entry in enumerate(_negative_entries(folder / NEGATIVES / f"{concept}.json", skipped)):
             try:
                 claims.append(_Claim(concept, position, _accepted(entry, "negative_not_accept").prompt, None))
             except SkipError as skip:
@@ -258,7 +257,7 @@ def _negative_entries(path: Path, skipped: Counter[str]) -> list[object]:
 
 
 def _accepted(entry: object, rejected: str) -> _Prompt:
-    """The entry, if it is well formed, accepted and not blank; `rejected` is the reason where it is not accepted."""
+    """The entry, if it is well formed, accepted (else `rejected` is the reason) and not blank."""
     try:
         prompt = _Prompt.model_validate(entry)
     except ValueError:
@@ -294,7 +293,7 @@ class _Masks:
         self._done: dict[int, Mask | SkipError] = {}
         self._regions: dict[int, _Region] | SkipError
         try:
-            self._regions = _regions(folder / "accepted_regions" / "accepted.json")
+            self._regions = _regions(folder / ACCEPTED_DIR / "accepted.json")
         except SkipError as skip:
             self._regions = skip
 
@@ -359,7 +358,7 @@ def _mask_places(folder: Path, named: str | None) -> list[Path]:
     if not named:
         return []
     inside = [] if Path(named).is_absolute() else [folder / named]
-    moved = folder / "accepted_regions" / "masks" / PureWindowsPath(named).name  # knows both kinds of slash
+    moved = folder / ACCEPTED_DIR / "masks" / PureWindowsPath(named).name  # knows both kinds of slash
     outside = [Path(named)] if Path(named).is_absolute() else []
     return [path for path in dict.fromkeys([*inside, moved, *outside]) if _is_file(path)]
 
@@ -371,7 +370,8 @@ def _png_mask(path: Path) -> BoolArray:
         with Image.open(path) as image:
             one_band = len(image.getbands()) == 1 and image.mode != "P"
             values = np.asarray(image if one_band else image.convert("RGB"))
-    return values != 0 if values.ndim == 2 else (values != 0).any(axis=2)
+    inside: BoolArray = values != 0
+    return inside if inside.ndim == 2 else np.asarray(inside.any(axis=2))
 
 
 def _npz_mask(path: Path) -> BoolArray:
@@ -389,14 +389,14 @@ def _size(mask: Mask) -> Size:
 def _choose_image(folder: Path, named: str | None, size: Size | None) -> Picture:
     """The image for masks of one size (None: there are only negatives, and any size will do).
 
-    The user's own file comes first, then `original_image.png`; one of another size but the same shape is the last
-    choice, since masks must be scaled to it. Raises SkipError.
+    The user's own file comes first, then `original_image.png`; one of another size but the same shape is the
+    last choice, since masks must be scaled to it. Raises SkipError.
     """
     digest = _source_digest(folder)
     own = _own_file(folder, named, digest)
     if own and digest and size in (None, own.size):
         return own
-    original = _picture(folder / "original_image.png")
+    original = _picture(folder / ORIGINAL)
     if own and original and own.size == original.size and not digest and not _alike(own, original):
         own = None
     exact = [picture for picture in (own, original) if picture and size in (None, picture.size)]
@@ -408,7 +408,7 @@ def _choose_image(folder: Path, named: str | None, size: Size | None) -> Picture
 
 def _source_digest(folder: Path) -> str | None:
     """SHA-256 of the file a run was made from; None where unrecorded, empty where the record is damaged."""
-    path = folder / "run.json"
+    path = folder / RUN
     if not _is_file(path):
         return None
     try:

@@ -22,6 +22,7 @@ from dataengine.settings import Settings
 CROP_SIDE = 256  # grabCut takes 0.1-0.5 s at this size and tens of seconds at full size
 MARGIN = 0.25  # of the box's size, on each side: what grabCut takes for background
 ROUNDS = 3
+ISLAND = 0.05  # share of a mask: a smaller piece is noise
 POOL_LEVELS = (0.0, 8.0, 13.0)  # from fine to coarse
 
 
@@ -78,7 +79,9 @@ def cut_box(rgb: RgbArray, box: Xyxy) -> Mask:
     inside = _grab(crop, inner)
     full = np.zeros((height, width), bool)
     size = (right - left, bottom - top)
-    full[top:bottom, left:right] = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
+    full[top:bottom, left:right] = (
+        cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
+    )
     return Mask.from_array(full)
 
 
@@ -103,7 +106,14 @@ def _grab(crop: RgbArray, inner: tuple[int, int, int, int]) -> BoolArray:
         return np.zeros(crop.shape[:2], bool)
     inside = np.isin(marks, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    return cv2.morphologyEx(inside, cv2.MORPH_OPEN, kernel).astype(bool)
+    return _without_islands(cv2.morphologyEx(inside, cv2.MORPH_OPEN, kernel))
+
+
+def _without_islands(inside: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> BoolArray:
+    """Drop the pieces that hold less than ISLAND of what is inside."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(inside)
+    kept = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= ISLAND * inside.sum()]
+    return np.isin(labels, kept)
 
 
 def _marks_by_colour(crop: RgbArray) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

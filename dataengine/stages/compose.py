@@ -60,7 +60,9 @@ def broken_rule(prompt: Prompt, concept: str, scene: Scene, earlier: Collection[
     known = {region.index for region in scene.regions}
     candidates, satisfying = set(prompt.candidates), set(prompt.satisfying)
     if not satisfying <= candidates or not candidates <= known:
-        return f"rule: indices must be of regions 0..{len(known) - 1}, and satisfying ones among the candidates"
+        return (
+            f"rule: indices must be of regions 0..{len(known) - 1}, and satisfying ones among the candidates"
+        )
     if satisfying == candidates:
         return "rule: satisfying must be a strict subset of the candidates"
     return broken_text_rule(prompt.prompt, prompt.concept_family, concept, earlier)

@@ -1,4 +1,4 @@
-"""`python dataengine/tools/export_dataset.py …` is `dataengine export …`, from any folder and without installation."""
+"""`python dataengine/tools/export_dataset.py …` is `dataengine export …`, from any folder, not installed."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,245 @@
+"""The command line. Only argparse is imported until a command runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dataengine import __version__
+from dataengine.errors import DataEngineError, UsageError
+
+CONCEPTS_HELP = "entities,spatial,relations,affordances,physics"
+
+DESCRIPTION = "Photos in, verified (image, prompt, mask) pairs for conversational segmentation out."
+EXAMPLES = {
+    "": "example:\n  dataengine demo\n  dataengine run --input photos/ --output_dir runs --preset offline",
+    "run": "example:\n  dataengine run --input photos/ --output_dir runs --preset offline --concepts entities,spatial",
+    "export": "example:\n  dataengine export --runs_root runs --out_dir export --mode both --path_mode relative",
+    "demo": "example:\n  dataengine demo --output_dir demo",
+    "show": "example:\n  dataengine show runs/out_region_refine_truck",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the process's exit code: 0 all well, 1 something failed, 2 wrong usage, 130 interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(COMMANDS[options.command](options))
+    except DataEngineError as error:
+        from dataengine.console import complain
+
+        complain(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on where it was", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        sys.stderr.close()
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; flags that are not given are absent from the result of `run`."""
+    from rich_argparse import RawDescriptionRichHelpFormatter
+
+    def new(make: type[argparse.ArgumentParser] | object, name: str, text: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = make(  # type: ignore[operator]
+            *([name] if name else []),
+            description=text,
+            epilog=EXAMPLES[name],
+            formatter_class=RawDescriptionRichHelpFormatter,
+            allow_abbrev=False,
+            **({"help": text} if name else {"prog": "dataengine"}),
+        )
+        return made
+
+    top = new(argparse.ArgumentParser, "", DESCRIPTION)
+    top.add_argument("--version", action="version", version=f"dataengine {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _run_flags(new(commands.add_parser, "run", "Make a run folder for every photo."))
+    _export_flags(new(commands.add_parser, "export", "Export run folders for train.py and eval.py."))
+    demo = new(
+        commands.add_parser, "demo", "Run the whole engine offline on five photos and export the result."
+    )
+    demo.add_argument(
+        "--output_dir", "-o", type=Path, default=Path("dataengine_demo"), help="default: %(default)s"
+    )
+    show = new(commands.add_parser, "show", "Print one image's regions, prompts, verdicts and reasons.")
+    show.add_argument("run_folder", type=Path, help="a folder out_region_refine_…")
+    return top
+
+
+def _run_flags(run: argparse.ArgumentParser) -> None:
+    absent = argparse.SUPPRESS
+    where = run.add_argument_group("what and where")
+    where.add_argument(
+        "--input", "-i", required=True, help="an image, a folder, a glob, or a text file with a path a line"
+    )
+    where.add_argument("--output_dir", "-o", type=Path, required=True, help="run folders are written here")
+    where.add_argument("--recursive", action="store_true", default=absent, help="read sub-folders too")
+    where.add_argument(
+        "--overwrite", action="store_true", default=absent, help="start every image anew, paid answers too"
+    )
+
+    parts = run.add_argument_group("parts")
+    parts.add_argument(
+        "--preset", default=absent, metavar="NAME", help="standard (default), published or offline"
+    )
+    parts.add_argument("--annotator", default=absent, metavar="NAME", help="override the preset's annotator")
+    parts.add_argument("--grounder", default=absent, metavar="NAME", help="override the preset's grounder")
+    parts.add_argument("--segmenter", default=absent, metavar="NAME", help="override the preset's segmenter")
+    parts.add_argument(
+        "--vlm",
+        default=absent,
+        metavar="PROVIDER:MODEL",
+        help="vision language model (google:gemini-flash-latest)",
+    )
+    parts.add_argument(
+        "--config", "-c", default=absent, metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)"
+    )
+    parts.add_argument("--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 checkpoint")
+
+    how = run.add_argument_group("how")
+    how.add_argument(
+        "--settings", type=Path, metavar="FILE.toml", help="any of these flags as keys; flags win"
+    )
+    how.add_argument("--concepts", default=absent, metavar="A,B", help=f"of {CONCEPTS_HELP} (all)")
+    how.add_argument(
+        "--negatives",
+        action=argparse.BooleanOptionalAction,
+        default=absent,
+        help="write hard negatives too (on)",
+    )
+    how.add_argument("--max_regions", type=int, default=absent, metavar="N", help="regions an image (8)")
+    how.add_argument(
+        "--max_side", type=int, default=absent, metavar="N", help="shrink photos to N px (own size)"
+    )
+    how.add_argument(
+        "--iou_threshold",
+        type=float,
+        default=absent,
+        metavar="X",
+        help="IoU from which a pool mask refines (0.5)",
+    )
+    how.add_argument(
+        "--min_pool_pixels", type=int, default=absent, metavar="N", help="least area of a pool mask (1000)"
+    )
+    how.add_argument("--concurrency", type=int, default=absent, metavar="N", help="work in flight (32)")
+
+
+def _export_flags(export: argparse.ArgumentParser) -> None:
+    export.add_argument("--runs_root", type=Path, required=True, help="a run folder, or a folder of them")
+    export.add_argument("--out_dir", type=Path, required=True, help="new, empty, or an earlier export")
+    export.add_argument(
+        "--mode", choices=("train", "eval", "both"), default="both", help="default: %(default)s"
+    )
+    export.add_argument(
+        "--path_mode", choices=("relative", "absolute"), default="relative", help="default: %(default)s"
+    )
+    export.add_argument(
+        "--include_negatives", action="store_true", help="add negatives, with an all-black mask"
+    )
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """`dataengine run`."""
+    from dataengine.settings import load_settings
+
+    flags = {
+        k: v for k, v in vars(options).items() if k not in ("command", "input", "output_dir", "settings")
+    }
+    settings = load_settings(flags, options.settings)
+    code = run_engine(options.input, options.output_dir, settings)
+    if code != 2:
+        _next(
+            f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir {quoted(Path('export'))}"
+        )
+    return code
+
+
+def run_engine(source: str, output_dir: Path, settings: object) -> int:
+    """List, build, run and report; the exit code."""
+    import asyncio
+
+    from dataengine.console import BarReporter, PlainReporter, print_totals, progress_bar
+    from dataengine.engine import prepare_output, run
+    from dataengine.images import list_images
+    from dataengine.parts import build
+    from dataengine.settings import Settings
+
+    assert isinstance(settings, Settings)
+    images = list_images(source, recursive=settings.recursive, skip=output_dir)
+    parts = build(settings)
+    prepare_output(output_dir)
+    if sys.stderr.isatty():
+        with progress_bar() as bar:
+            totals = asyncio.run(run(images, output_dir, parts, settings, BarReporter(bar)))
+    else:
+        totals = asyncio.run(run(images, output_dir, parts, settings, PlainReporter()))
+    print_totals(totals, output_dir)
+    return 1 if totals.failed else 0
+
+
+def export_command(options: argparse.Namespace) -> int:
+    """`dataengine export`."""
+    from dataengine.console import print_export
+    from dataengine.exporters.convseg import export
+
+    manifest = export(
+        options.runs_root,
+        options.out_dir,
+        mode=options.mode,
+        path_mode=options.path_mode,
+        include_negatives=options.include_negatives,
+    )
+    print_export(manifest)
+    return 0
+
+
+def demo_command(options: argparse.Namespace) -> int:
+    """`dataengine demo`."""
+    from dataengine.console import print_export, say
+    from dataengine.demo import write_photos
+    from dataengine.exporters.convseg import export
+    from dataengine.settings import load_settings
+
+    root: Path = options.output_dir
+    photos, runs, out = root / "photos", root / "runs", root / "export"
+    write_photos(photos)
+    code = run_engine(str(photos), runs, load_settings({"preset": "offline"}))
+    print_export(export(runs, out))
+    example = sorted(runs.glob("out_region_refine_*"))[0]
+    say(f"Look at {quoted(example / 'all_regions_colored.png')}")
+    say(f"   and {quoted(example / 'entities' / 'generated_prompts_viz' / 'ACCEPTED')}")
+    _next(f"dataengine show {quoted(example)}")
+    return code
+
+
+def show_command(options: argparse.Namespace) -> int:
+    """`dataengine show`."""
+    from dataengine.console import print_run_folder
+
+    print_run_folder(options.run_folder)
+    return 0
+
+
+COMMANDS = {"run": run_command, "export": export_command, "demo": demo_command, "show": show_command}
+
+
+def quoted(path: Path) -> str:
+    """A path as it can be typed in a shell."""
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+def _next(command: str) -> None:
+    from dataengine.console import say
+
+    say(f"Next: {command}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""What a person sees in the terminal: progress, the table at the end, and one image's results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from dataengine.engine import Totals
+from dataengine.errors import DataEngineError, UsageError, one_line
+from dataengine.pipeline import Outcome
+from dataengine.records import CONCEPTS, ExportManifest, NegativeVerification, RunRecord, Summary, Usage
+from dataengine.run_folder import NEGATIVES, SUMMARY, read_record
+
+
+def say(text: str) -> None:
+    """Print a line as it is: never marked up, wrapped or coloured."""
+    print(text, flush=True)
+
+
+def complain(text: str) -> None:
+    """Print one line to standard error."""
+    print(one_line(text), file=sys.stderr, flush=True)
+
+
+class PlainReporter:
+    """A line for each image: for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._total = self._seen = 0
+
+    def started(self, images: int) -> None:
+        """Remember the number."""
+        self._total = images
+
+    def finished(self, image: Path, outcome: Outcome, seconds: float) -> None:
+        """Print what the image gave."""
+        written = sum(counts[0] for counts in outcome.prompts.values())
+        accepted = sum(counts[1] for counts in outcome.prompts.values())
+        said = (
+            outcome.note
+            or f"{outcome.accepted} of {outcome.regions} regions, {accepted} of {written} prompts accepted"
+        )
+        self._line(image, f"{said} ({seconds:.1f} s)")
+
+    def skipped(self, image: Path) -> None:
+        """Print that it was done before."""
+        self._line(image, "done before")
+
+    def failed(self, image: Path, error: DataEngineError) -> None:
+        """Count it, and print why to standard error."""
+        self._seen += 1
+        complain(f"[{self._seen}/{self._total}] failed: {error}")
+
+    def _line(self, image: Path, text: str) -> None:
+        self._seen += 1
+        say(one_line(f"[{self._seen}/{self._total}] {image.name}: {text}"))
+
+
+class BarReporter:
+    """One bar over all images, with rate, time left, and prompts accepted and rejected so far."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("images", total=None, accepted=0, rejected=0)
+        self._accepted = self._rejected = 0
+
+    def started(self, images: int) -> None:
+        """Set the bar's length."""
+        self._progress.update(self._task, total=images)
+
+    def finished(self, image: Path, outcome: Outcome, seconds: float) -> None:
+        """Advance the bar."""
+        for written, accepted in outcome.prompts.values():
+            self._accepted += accepted
+            self._rejected += written - accepted
+        self._progress.update(self._task, advance=1, accepted=self._accepted, rejected=self._rejected)
+
+    def skipped(self, image: Path) -> None:
+        """Advance the bar."""
+        self._progress.advance(self._task)
+
+    def failed(self, image: Path, error: DataEngineError) -> None:
+        """Print why above the bar, and advance it."""
+        self._progress.console.print(
+            f"[red]failed:[/red] {escape(str(error))}", soft_wrap=True, highlight=False
+        )
+        self._progress.advance(self._task)
+
+
+def progress_bar() -> Progress:
+    """The bar of `dataengine run` in a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(
+            "[green]{task.fields[accepted]} accepted[/green] [red]{task.fields[rejected]} rejected[/red]"
+        ),
+        TextColumn("{task.speed_text}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def print_totals(totals: Totals, output_dir: Path) -> None:
+    """The table at the end of a run."""
+    table = Table(title="Run", show_header=False, title_justify="left")
+    table.add_row("images", f"{totals.done} done, {totals.failed} failed, {totals.skipped} done before")
+    table.add_row("regions", f"{totals.accepted} of {totals.regions} accepted")
+    for concept in CONCEPTS:
+        if concept in totals.prompts:
+            written, accepted = totals.prompts[concept]
+            table.add_row(f"prompts, {concept}", f"{accepted} of {written} accepted")
+    table.add_row("negatives", f"{totals.negatives[1]} of {totals.negatives[0]} accepted")
+    table.add_row("calls", cost_text(totals.spent))
+    rate = (
+        f", {totals.done / totals.seconds * 60:.0f} images a minute" if totals.done and totals.seconds else ""
+    )
+    table.add_row("time", f"{totals.seconds:.1f} s{rate}")
+    Console().print(table)
+    if totals.failed:
+        say(
+            f"Failed images are listed in {one_line(str(output_dir / 'failures.jsonl'))}; run again to retry them."
+        )
+
+
+def cost_text(usage: Usage) -> str:
+    """Calls, tokens and cost in words."""
+    cost = "cost unknown" if usage.usd is None else f"${usage.usd:.4f}"
+    return f"{usage.calls} paid, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out, {cost}"
+
+
+def print_export(manifest: ExportManifest) -> None:
+    """What an export wrote and left out."""
+    counts = manifest.counts
+    runs = len(manifest.discovered_run_dirs)
+    say(
+        f"Exported {counts.written_masks} (image, mask, prompt) pairs of {counts.copied_images} images "
+        f"from {runs} run folders to {one_line(manifest.out_dir)}"
+    )
+    for reason, count in sorted(manifest.skipped_reason_counts.items(), key=lambda entry: -entry[1]):
+        say(f"  left out: {count} x {reason}")
+
+
+def print_run_folder(folder: Path) -> None:
+    """One image's regions, prompts, verdicts and reasons.
+
+    Raises:
+        UsageError: it is no run folder.
+    """
+    record = read_record(folder)
+    if record is None:
+        raise UsageError(
+            f"{folder}: no run folder of DataEngine (no readable run.json)",
+            hint="Name a folder out_region_refine_…",
+        )
+    console = Console()
+    _print_head(console, record)
+    shown = False
+    for concept in CONCEPTS:
+        path = folder / concept / SUMMARY
+        if path.exists():
+            summary = Summary.model_validate_json(path.read_bytes())
+            if not shown:
+                _print_regions(console, summary)
+            _print_prompts(console, concept, summary)
+            shown = True
+    _print_negatives(console, folder)
+
+
+def _print_head(console: Console, record: RunRecord) -> None:
+    source, parts = record.source, ", ".join(f"{kind} {part.name}" for kind, part in record.parts.items())
+    console.print(f"{escape(one_line(source.path))}, {source.width}x{source.height} px", highlight=False)
+    console.print(f"made by dataengine {record.dataengine}: {escape(parts)}", highlight=False)
+    if record.note:
+        console.print(escape(record.note), highlight=False)
+
+
+def _print_regions(console: Console, summary: Summary) -> None:
+    table = Table("region", "label", "kept", "reason", title="Regions", title_justify="left")
+    kept = 0
+    for result in summary.results:
+        number = str(kept) if result.output else "-"
+        kept += result.output is not None
+        table.add_row(number, *map(_cell, (result.label, result.output or "rejected", result.reason)))
+    console.print(table)
+
+
+def _print_prompts(console: Console, concept: str, summary: Summary) -> None:
+    table = Table("verdict", "prompt", "regions", "reason", title=f"Prompts: {concept}", title_justify="left")
+    for entry in summary.prompt_verifications:
+        regions = ", ".join(map(str, entry.satisfying))
+        table.add_row(_verdict(entry.verdict), *map(_cell, (entry.prompt, regions, entry.reason)))
+    console.print(table)
+
+
+def _print_negatives(console: Console, folder: Path) -> None:
+    table = Table(
+        "verdict", "prompt", "concept", "reason", title="Negatives: nothing fits", title_justify="left"
+    )
+    for concept in CONCEPTS:
+        path = folder / NEGATIVES / f"{concept}.json"
+        for plain in json.loads(path.read_bytes()) if path.exists() else ():
+            entry = NegativeVerification.model_validate(plain)
+            table.add_row(_verdict(entry.verdict), *map(_cell, (entry.prompt, concept, entry.reason)))
+    if table.row_count:
+        console.print(table)
+
+
+def _verdict(verdict: str) -> str:
+    return f"[{'green' if verdict == 'ACCEPT' else 'red'}]{verdict}[/]"
+
+
+def _cell(text: str) -> str:
+    return escape(one_line(text))
