@@ -6,16 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dataengine import __version__
-from dataengine.errors import DataEngineError, UsageError
-
-CONCEPTS_HELP = "entities,spatial,relations,affordances,physics"
+from dataengine.errors import DataEngineError
 
 DESCRIPTION = "Photos in, verified (image, prompt, mask) pairs for conversational segmentation out."
 EXAMPLES = {
     "": "example:\n  dataengine demo\n  dataengine run --input photos/ --output_dir runs --preset offline",
-    "run": "example:\n  dataengine run --input photos/ --output_dir runs --preset offline --concepts entities,spatial",
+    "run": "example:\n  dataengine run -i photos/ -o runs --preset offline --concepts entities,spatial",
     "export": "example:\n  dataengine export --runs_root runs --out_dir export --mode both --path_mode relative",
     "demo": "example:\n  dataengine demo --output_dir demo",
     "show": "example:\n  dataengine show runs/out_region_refine_truck",
@@ -44,29 +43,25 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all commands; flags that are not given are absent from the result of `run`."""
     from rich_argparse import RawDescriptionRichHelpFormatter
 
-    def new(make: type[argparse.ArgumentParser] | object, name: str, text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = make(  # type: ignore[operator]
-            *([name] if name else []),
-            description=text,
-            epilog=EXAMPLES[name],
-            formatter_class=RawDescriptionRichHelpFormatter,
-            allow_abbrev=False,
-            **({"help": text} if name else {"prog": "dataengine"}),
-        )
-        return made
+    def looks(name: str, text: str) -> dict[str, Any]:
+        return {
+            "description": text,
+            "epilog": EXAMPLES[name],
+            "formatter_class": RawDescriptionRichHelpFormatter,
+            "allow_abbrev": False,
+        }
 
-    top = new(argparse.ArgumentParser, "", DESCRIPTION)
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, **looks(name, text))
+
+    top = argparse.ArgumentParser("dataengine", **looks("", DESCRIPTION))
     top.add_argument("--version", action="version", version=f"dataengine {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _run_flags(new(commands.add_parser, "run", "Make a run folder for every photo."))
-    _export_flags(new(commands.add_parser, "export", "Export run folders for train.py and eval.py."))
-    demo = new(
-        commands.add_parser, "demo", "Run the whole engine offline on five photos and export the result."
-    )
-    demo.add_argument(
-        "--output_dir", "-o", type=Path, default=Path("dataengine_demo"), help="default: %(default)s"
-    )
-    show = new(commands.add_parser, "show", "Print one image's regions, prompts, verdicts and reasons.")
+    _run_flags(command("run", "Make a run folder for every photo."))
+    _export_flags(command("export", "Export run folders for train.py and eval.py."))
+    demo = command("demo", "Run the whole engine offline on five photos and export the result.")
+    demo.add_argument("--output_dir", "-o", type=Path, default=Path("dataengine_demo"), help="default: %(default)s")
+    show = command("show", "Print one image's regions, prompts, verdicts and reasons.")
     show.add_argument("run_folder", type=Path, help="a folder out_region_refine_…")
     return top
 
@@ -84,9 +79,7 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     )
 
     parts = run.add_argument_group("parts")
-    parts.add_argument(
-        "--preset", default=absent, metavar="NAME", help="standard (default), published or offline"
-    )
+    parts.add_argument("--preset", default=absent, metavar="NAME", help="standard (default), published or offline")
     parts.add_argument("--annotator", default=absent, metavar="NAME", help="override the preset's annotator")
     parts.add_argument("--grounder", default=absent, metavar="NAME", help="override the preset's grounder")
     parts.add_argument("--segmenter", default=absent, metavar="NAME", help="override the preset's segmenter")
@@ -96,16 +89,13 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
         metavar="PROVIDER:MODEL",
         help="vision language model (google:gemini-flash-latest)",
     )
-    parts.add_argument(
-        "--config", "-c", default=absent, metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)"
-    )
+    parts.add_argument("--config", "-c", default=absent, metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)")
     parts.add_argument("--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 checkpoint")
 
     how = run.add_argument_group("how")
-    how.add_argument(
-        "--settings", type=Path, metavar="FILE.toml", help="any of these flags as keys; flags win"
-    )
-    how.add_argument("--concepts", default=absent, metavar="A,B", help=f"of {CONCEPTS_HELP} (all)")
+    how.add_argument("--settings", type=Path, metavar="FILE.toml", help="any of these flags as keys; flags win")
+    concepts = "of entities, spatial, relations, affordances, physics (all)"
+    how.add_argument("--concepts", default=absent, metavar="A,B", help=concepts)
     how.add_argument(
         "--negatives",
         action=argparse.BooleanOptionalAction,
@@ -113,9 +103,7 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
         help="write hard negatives too (on)",
     )
     how.add_argument("--max_regions", type=int, default=absent, metavar="N", help="regions an image (8)")
-    how.add_argument(
-        "--max_side", type=int, default=absent, metavar="N", help="shrink photos to N px (own size)"
-    )
+    how.add_argument("--max_side", type=int, default=absent, metavar="N", help="shrink photos to N px (own size)")
     how.add_argument(
         "--iou_threshold",
         type=float,
@@ -132,30 +120,22 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
 def _export_flags(export: argparse.ArgumentParser) -> None:
     export.add_argument("--runs_root", type=Path, required=True, help="a run folder, or a folder of them")
     export.add_argument("--out_dir", type=Path, required=True, help="new, empty, or an earlier export")
-    export.add_argument(
-        "--mode", choices=("train", "eval", "both"), default="both", help="default: %(default)s"
-    )
+    export.add_argument("--mode", choices=("train", "eval", "both"), default="both", help="default: %(default)s")
     export.add_argument(
         "--path_mode", choices=("relative", "absolute"), default="relative", help="default: %(default)s"
     )
-    export.add_argument(
-        "--include_negatives", action="store_true", help="add negatives, with an all-black mask"
-    )
+    export.add_argument("--include_negatives", action="store_true", help="add negatives, with an all-black mask")
 
 
 def run_command(options: argparse.Namespace) -> int:
     """`dataengine run`."""
     from dataengine.settings import load_settings
 
-    flags = {
-        k: v for k, v in vars(options).items() if k not in ("command", "input", "output_dir", "settings")
-    }
+    flags = {k: v for k, v in vars(options).items() if k not in ("command", "input", "output_dir", "settings")}
     settings = load_settings(flags, options.settings)
     code = run_engine(options.input, options.output_dir, settings)
     if code != 2:
-        _next(
-            f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir {quoted(Path('export'))}"
-        )
+        _next(f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir {quoted(Path('export'))}")
     return code
 
 

@@ -50,8 +50,7 @@ class PlainReporter:
         written = sum(counts[0] for counts in outcome.prompts.values())
         accepted = sum(counts[1] for counts in outcome.prompts.values())
         said = (
-            outcome.note
-            or f"{outcome.accepted} of {outcome.regions} regions, {accepted} of {written} prompts accepted"
+            outcome.note or f"{outcome.accepted} of {outcome.regions} regions, {accepted} of {written} prompts accepted"
         )
         self._line(image, f"{said} ({seconds:.1f} s)")
 
@@ -94,9 +93,7 @@ class BarReporter:
 
     def failed(self, image: Path, error: DataEngineError) -> None:
         """Print why above the bar, and advance it."""
-        self._progress.console.print(
-            f"[red]failed:[/red] {escape(str(error))}", soft_wrap=True, highlight=False
-        )
+        self._progress.console.print(f"[red]failed:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         self._progress.advance(self._task)
 
 
@@ -106,9 +103,7 @@ def progress_bar() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(
-            "[green]{task.fields[accepted]} accepted[/green] [red]{task.fields[rejected]} rejected[/red]"
-        ),
+        TextColumn("[green]{task.fields[accepted]} accepted[/green] [red]{task.fields[rejected]} rejected[/red]"),
         TextColumn("{task.speed_text}"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -128,15 +123,11 @@ def print_totals(totals: Totals, output_dir: Path) -> None:
             table.add_row(f"prompts, {concept}", f"{accepted} of {written} accepted")
     table.add_row("negatives", f"{totals.negatives[1]} of {totals.negatives[0]} accepted")
     table.add_row("calls", cost_text(totals.spent))
-    rate = (
-        f", {totals.done / totals.seconds * 60:.0f} images a minute" if totals.done and totals.seconds else ""
-    )
+    rate = f", {totals.done / totals.seconds * 60:.0f} images a minute" if totals.done and totals.seconds else ""
     table.add_row("time", f"{totals.seconds:.1f} s{rate}")
     Console().print(table)
     if totals.failed:
-        say(
-            f"Failed images are listed in {one_line(str(output_dir / 'failures.jsonl'))}; run again to retry them."
-        )
+        say(f"Failed images are listed in {one_line(str(output_dir / 'failures.jsonl'))}; run again to retry them.")
 
 
 def cost_text(usage: Usage) -> str:
@@ -210,9 +201,7 @@ def _print_prompts(console: Console, concept: str, summary: Summary) -> None:
 
 
 def _print_negatives(console: Console, folder: Path) -> None:
-    table = Table(
-        "verdict", "prompt", "concept", "reason", title="Negatives: nothing fits", title_justify="left"
-    )
+    table = Table("verdict", "prompt", "concept", "reason", title="Negatives: nothing fits", title_justify="left")
     for concept in CONCEPTS:
         path = folder / NEGATIVES / f"{concept}.json"
         for plain in json.loads(path.read_bytes()) if path.exists() else ():

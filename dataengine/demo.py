@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import skimage.data
 from PIL import Image
+from skimage import data
 
 from dataengine.run_folder import write_whole
 
 
 def write_photos(folder: Path) -> list[Path]:
     """Write astronaut, cat, coffee, motorcycle and rocket as PNG files; those already there are kept."""
-    photos = {
-        "astronaut": skimage.data.astronaut,
-        "cat": skimage.data.cat,
-        "coffee": skimage.data.coffee,
-        "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
-        "rocket": skimage.data.rocket,
+    photos: dict[str, Callable[[], Any]] = {
+        "astronaut": data.astronaut,
+        "cat": data.cat,
+        "coffee": data.coffee,
+        "motorcycle": _left_eye,
+        "rocket": data.rocket,
     }
     paths = []
     for name, load in photos.items():
@@ -29,3 +31,8 @@ def write_photos(folder: Path) -> list[Path]:
             write_whole(path, buffer.getvalue())
         paths.append(path)
     return paths
+
+
+def _left_eye() -> Any:
+    load: Callable[[], Any] = data.stereo_motorcycle
+    return load()[0]

@@ -68,9 +68,7 @@ class Reporter(Protocol):
         ...
 
 
-async def run(
-    images: Sequence[Path], output_dir: Path, parts: Parts, settings: Settings, reporter: Reporter
-) -> Totals:
+async def run(images: Sequence[Path], output_dir: Path, parts: Parts, settings: Settings, reporter: Reporter) -> Totals:
     """Make the run folder of every image that has none yet.
 
     Raises:
@@ -121,9 +119,7 @@ def prepare_output(output_dir: Path) -> None:
         if failure.reason == "disk_full":
             probe.unlink(missing_ok=True)
             raise failure from None
-        raise UsageError(
-            f"--output_dir {output_dir}: {failure.message}", hint="Choose another folder"
-        ) from None
+        raise UsageError(f"--output_dir {output_dir}: {failure.message}", hint="Choose another folder") from None
 
 
 @dataclass
@@ -147,9 +143,7 @@ class _Worker:
             except DataEngineError as error:
                 self._fail(image, error)
             except Exception as error:  # a fault of ours in one image must not cost the others
-                self._fail(
-                    image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this")
-                )
+                self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
             else:
                 if outcome is None:
                     self.totals.skipped += 1
@@ -195,17 +189,13 @@ class _Worker:
     def _fail(self, image: Path, error: DataEngineError) -> None:
         stage = error.stage or ("read" if isinstance(error, ImageError) else "run")
         self.totals.failed += 1
-        self.failures.add(
-            Failure(image=path_text(image), stage=stage, reason=error.reason, message=str(error))
-        )
+        self.failures.add(Failure(image=path_text(image), stage=stage, reason=error.reason, message=str(error)))
         self.reporter.failed(image, error)
 
 
 def prompt_digests(parts: Parts) -> dict[str, str]:
     """SHA-256 of each prompt template that the annotator uses."""
-    return {
-        name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.annotator.templates.items()
-    }
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.annotator.templates.items()}
 
 
 def fingerprint(sha256: str, parts: Parts, settings: Settings) -> str:

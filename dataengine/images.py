@@ -90,13 +90,9 @@ def read_photo(path: Path, max_side: int | None = None) -> Photo:
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(
-            f"{path}: over {MAX_PIXELS:,} pixels", hint="Shrink it", reason="too_many_pixels"
-        ) from None
+        raise ImageError(f"{path}: over {MAX_PIXELS:,} pixels", hint="Shrink it", reason="too_many_pixels") from None
     except UnidentifiedImageError:
-        raise ImageError(
-            f"{path}: not an image", hint="Remove or replace it", reason="not_an_image"
-        ) from None
+        raise ImageError(f"{path}: not an image", hint="Remove or replace it", reason="not_an_image") from None
     except Exception as error:  # Pillow's decoders raise many types on broken bytes
         raise ImageError(
             f"{path}: cannot be decoded ({error})",
@@ -182,7 +178,7 @@ def list_images(source: str, *, recursive: bool = False, skip: Path | None = Non
     elif root.is_file():
         found = _read_list(root) if root.suffix.lower() in LIST_SUFFIXES else [root]
     else:
-        matches = (Path(match) for match in glob.glob(source, recursive=True))
+        matches = (Path(match) for match in glob.glob(source, recursive=True))  # noqa: PTH207 - also absolute patterns
         found = sorted(p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file())
         if not found:
             raise UsageError(f"--input {source}: no such file or folder", hint="Check the path")
@@ -200,17 +196,13 @@ def _walk(folder: Path, recursive: bool, skip: Path | None) -> Iterator[Path]:
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise UsageError(
-            f"--input {folder}: cannot be read ({error.strerror})", hint="Check permissions"
-        ) from None
+        raise UsageError(f"--input {folder}: cannot be read ({error.strerror})", hint="Check permissions") from None
     for entry in entries:
         path = Path(entry.path)
         if entry.name.startswith("."):  # hidden files; macOS leaves ._photo.jpg beside photo.jpg
             continue
         if entry.is_dir(follow_symlinks=False):
-            ours = entry.name.startswith(RUN_FOLDER_PREFIX) or (
-                skip is not None and path.resolve() == skip.resolve()
-            )
+            ours = entry.name.startswith(RUN_FOLDER_PREFIX) or (skip is not None and path.resolve() == skip.resolve())
             if recursive and not ours:
                 yield from _walk(path, recursive, skip)
         elif path.suffix.lower() in SUFFIXES:

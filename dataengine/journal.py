@@ -1,7 +1,7 @@
 """Durable steps: whatever costs money or computing time is done once and kept.
 
-A journal is a file of JSON lines, one for each finished step: `{"step", "key", "seconds", "usage", "result"}`. The key is
-a digest of the step's name and of all that determines its answer, so a journal is resume, cache, cost ledger and
+A journal is a file of JSON lines, one for each finished step: `{"step", "key", "seconds", "usage", "result"}`. The key
+is a digest of the step's name and of all that determines its answer, so a journal is resume, cache, cost ledger and
 provenance in one. A line cut off by a killed process is dropped when the journal is opened; its step runs again.
 """
 
@@ -95,10 +95,7 @@ class Journal:
         return adapter.validate_python(line["result"])
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = (
-            json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-            + b"\n"
-        )
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -194,7 +194,7 @@ class Region:
     def shares(self) -> FloatArray:
         """Share of the region's pixels with each of COLOURS."""
         counts = np.bincount(self.picture.colours[self.inside], minlength=len(COLOURS))
-        return counts / max(counts.sum(), 1)
+        return np.asarray(counts / max(counts.sum(), 1), dtype=np.float64)
 
     @cached_property
     def colour(self) -> str:
@@ -280,9 +280,7 @@ class Region:
     @cached_property
     def at_edge(self) -> float:
         """Share of the outline that lies on the picture's edge."""
-        outline = self.inside & ~cv2.erode(
-            self.inside.astype(np.uint8), np.ones((3, 3)), borderValue=0
-        ).astype(bool)
+        outline = self.inside & ~cv2.erode(self.inside.astype(np.uint8), np.ones((3, 3)), borderValue=0).astype(bool)
         frame = np.zeros_like(outline)
         frame[[0, -1], :] = frame[:, [0, -1]] = True
         return float((outline & frame).sum() / max(outline.sum(), 1))

@@ -33,11 +33,7 @@ def _module(name: str, pip: str) -> Need:
 
 
 def _vlm_key(settings: Settings) -> str | None:
-    if (
-        not settings.vlm.startswith("google:")
-        or os.environ.get("GOOGLE_API_KEY")
-        or os.environ.get("GEMINI_API_KEY")
-    ):
+    if not settings.vlm.startswith("google:") or os.environ.get("GOOGLE_API_KEY") or os.environ.get("GEMINI_API_KEY"):
         return None
     return "a key (set GOOGLE_API_KEY)"
 
@@ -82,7 +78,11 @@ class Parts:
 
     def records(self) -> dict[str, PartRecord]:
         """Name, version and detail of each, for `run.json`."""
-        parts = {"annotator": self.annotator, "grounder": self.grounder, "segmenter": self.segmenter}
+        parts: dict[str, Annotator | Grounder | Segmenter] = {
+            "annotator": self.annotator,
+            "grounder": self.grounder,
+            "segmenter": self.segmenter,
+        }
         return {
             kind: PartRecord(name=part.name, version=part.version, detail=dict(part.detail))
             for kind, part in parts.items()
@@ -96,9 +96,7 @@ def build(settings: Settings) -> Parts:
         MissingPartError: names all that is lacking for all three, in one line.
     """
     chosen = {kind: str(getattr(settings, kind)) for kind in REGISTRY}
-    lacking = [
-        f"{kind} {name!r} {lack}" for kind, name in chosen.items() if (lack := lacks(kind, name, settings))
-    ]
+    lacking = [f"{kind} {name!r} {lack}" for kind, name in chosen.items() if (lack := lacks(kind, name, settings))]
     if lacking:
         raise MissingPartError(
             f"preset {settings.preset!r} cannot run here: {'; '.join(lacking)}",
@@ -128,6 +126,4 @@ def _class(kind: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise MissingPartError(
-            f"{kind} {name!r} cannot be imported: {error}", hint="Check its name"
-        ) from None
+        raise MissingPartError(f"{kind} {name!r} cannot be imported: {error}", hint="Check its name") from None

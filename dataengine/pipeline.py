@@ -20,9 +20,17 @@ from dataengine.images import Photo, RgbArray
 from dataengine.overlays import prompt_picture
 from dataengine.parts import Parts
 from dataengine.records import (
-    AcceptedRegion, Alignment, Negative, NegativeVerification, Prompt, PromptVerification, RegionResult, RunRecord,
+    AcceptedRegion,
+    Alignment,
+    Negative,
+    NegativeVerification,
+    Prompt,
+    PromptVerification,
+    RegionResult,
+    RunRecord,
     Summary,
-)  # fmt: skip
+    Verdict,
+)
 from dataengine.run_folder import ACCEPTED_DIR, ALL_REGIONS, RunFolder, path_text
 from dataengine.settings import Settings
 from dataengine.stages.align import align, align_negative
@@ -58,9 +66,7 @@ class Run:
     outcome: Outcome
 
 
-async def process(
-    photo: Photo, folder: RunFolder, record: RunRecord, parts: Parts, settings: Settings
-) -> Outcome:
+async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Parts, settings: Settings) -> Outcome:
     """Make one image's run folder.
 
     Where a concept fails, the others are still written, the folder stays incomplete, and the failure is raised.
@@ -92,9 +98,7 @@ async def process(
     return outcome
 
 
-async def _write_concepts(
-    run: Run, concepts: Sequence[str], negatives: Sequence[str]
-) -> list[DataEngineError]:
+async def _write_concepts(run: Run, concepts: Sequence[str], negatives: Sequence[str]) -> list[DataEngineError]:
     """Compose everything side by side, then judge and write everything side by side; the failures met."""
     (prompts, failed), (decoys, failed_decoys) = await asyncio.gather(
         _each(concepts, lambda concept: _compose(run, concept)),
@@ -106,9 +110,7 @@ async def _write_concepts(
     refused_decoys = {concept: _refused_decoys(concept, decoys[concept], texts) for concept in decoys}
     (_, unwritten), (_, unwritten_decoys) = await asyncio.gather(
         _each(prompts, lambda concept: _judge_prompts(run, concept, prompts[concept], refused[concept])),
-        _each(
-            decoys, lambda concept: _judge_negatives(run, concept, decoys[concept], refused_decoys[concept])
-        ),
+        _each(decoys, lambda concept: _judge_negatives(run, concept, decoys[concept], refused_decoys[concept])),
     )
     return [*failed, *failed_decoys, *unwritten, *unwritten_decoys]
 
@@ -122,9 +124,7 @@ async def _compose(run: Run, concept: str) -> list[Prompt]:
 async def _compose_negatives(run: Run, concept: str) -> list[Negative]:
     if not run.scene.regions:
         return []
-    return await _in_stage(
-        "negatives", run.photo, compose_negatives(run.scene, concept, run.parts, run.folder.journal)
-    )
+    return await _in_stage("negatives", run.photo, compose_negatives(run.scene, concept, run.parts, run.folder.journal))
 
 
 def _refused(run: Run, concept: str, prompts: list[Prompt], texts: list[str]) -> list[str | None]:
@@ -149,9 +149,7 @@ async def _judge_prompts(run: Run, concept: str, prompts: list[Prompt], refused:
     async def judge(index: int) -> tuple[PromptVerification, RgbArray]:
         prompt, reason = prompts[index], refused[index]
         known = [i for i in prompt.satisfying if i < len(run.scene.regions)]
-        picture = await asyncio.to_thread(
-            prompt_picture, run.photo.view, run.scene.picked(known), prompt.prompt
-        )
+        picture = await asyncio.to_thread(prompt_picture, run.photo.view, run.scene.picked(known), prompt.prompt)
         verdict = Alignment(accept=False, unmasked_match=False, reason=reason or "")
         if reason is None:
             which = f"{concept}/{index:02d}"
@@ -167,9 +165,7 @@ async def _judge_prompts(run: Run, concept: str, prompts: list[Prompt], refused:
     await asyncio.to_thread(run.folder.write_concept, summary, concept, pictures)
 
 
-async def _judge_negatives(
-    run: Run, concept: str, negatives: list[Negative], refused: list[str | None]
-) -> None:
+async def _judge_negatives(run: Run, concept: str, negatives: list[Negative], refused: list[str | None]) -> None:
     """Judge a concept's negatives side by side, then write them."""
 
     async def judge(index: int) -> NegativeVerification:
@@ -178,8 +174,7 @@ async def _judge_negatives(
         if reason is None:
             which = f"{concept}/{index:02d}"
             verdict = await align_negative(run.scene, which, negative, run.parts, run.folder.journal)
-        said = "ACCEPT" if verdict.accept else "REJECT"
-        return NegativeVerification(**negative.model_dump(), verdict=said, reason=verdict.reason)
+        return NegativeVerification(**negative.model_dump(), verdict=_said(verdict), reason=verdict.reason)
 
     judged = await _in_stage("align", run.photo, _all(judge(index) for index in range(len(negatives))))
     run.outcome.negatives[concept] = _counts(judged)
@@ -191,20 +186,22 @@ def _verification(index: int, prompt: Prompt, verdict: Alignment, path: str) -> 
         index=index,
         prompt=prompt.prompt,
         satisfying=prompt.satisfying,
-        verdict="ACCEPT" if verdict.accept else "REJECT",
+        verdict=_said(verdict),
         reason=verdict.reason,
         src_path=path,
         classified_path=path,
     )
 
 
+def _said(verdict: Alignment) -> Verdict:
+    return "ACCEPT" if verdict.accept else "REJECT"
+
+
 def _counts(judged: Sequence[PromptVerification | NegativeVerification]) -> tuple[int, int]:
     return len(judged), sum(entry.verdict == "ACCEPT" for entry in judged)
 
 
-def _summary(
-    run: Run, concept: str, prompts: list[Prompt], verifications: list[PromptVerification]
-) -> Summary:
+def _summary(run: Run, concept: str, prompts: list[Prompt], verifications: list[PromptVerification]) -> Summary:
     return Summary(
         image_path=path_text(run.photo.path),
         dense_caption="\n".join(f"[{region.index}: {region.label}]" for region in run.judged),

@@ -107,9 +107,7 @@ class Negative(Record):
     """One prompt that sounds right for the image and matches no pixel of it."""
 
     prompt: str
-    strategy: Annotated[
-        Strategy, Field(description="an absent thing, or a present one with a false attribute")
-    ]
+    strategy: Annotated[Strategy, Field(description="an absent thing, or a present one with a false attribute")]
     concept_family: str
     target_decoy: Annotated[str, Field(description="what the prompt seems to ask for")]
 
@@ -146,9 +144,7 @@ class AcceptedRegion(Record):
     mask_npz_path: Annotated[str, Field(description="the same mask as NPZ: key `mask`, uint8, 0 or 1")]
     description: Annotated[str, Field(description="what the annotator saw in the kept mask")]
     choice: Annotated[Choice, Field(description="`initial` or `refined`: which mask was kept")]
-    instances: Annotated[
-        list[Rle], Field(description="one mask per box of the label; `mask_path` is their union")
-    ]
+    instances: Annotated[list[Rle], Field(description="one mask per box of the label; `mask_path` is their union")]
 
 
 class RegionResult(Record):
@@ -159,9 +155,7 @@ class RegionResult(Record):
     verify_initial: Annotated[bool, Field(description="whether a mask of the region was accepted")]
     desc_init: Annotated[str | None, Field(description="description, where the initial mask was kept")]
     desc_ref: Annotated[str | None, Field(description="description, where the refined mask was kept")]
-    output: Annotated[
-        Literal["initial", "refined"] | None, Field(description="the mask kept; null where none")
-    ]
+    output: Annotated[Literal["initial", "refined"] | None, Field(description="the mask kept; null where none")]
     reason: Annotated[str, Field(description="why it was accepted or rejected")]
 
 
@@ -195,13 +189,9 @@ class Summary(Record):
     accepted_count: int
     accepted_dir: str
     final_overlay_path: str
-    accepted_dense_caption: Annotated[
-        str, Field(description="`index: description`, a line for each accepted region")
-    ]
+    accepted_dense_caption: Annotated[str, Field(description="`index: description`, a line for each accepted region")]
     conversational_prompts_path: str
-    conversational_prompts: Annotated[
-        list[Prompt] | None, Field(description="null where no region was accepted")
-    ]
+    conversational_prompts: Annotated[list[Prompt] | None, Field(description="null where no region was accepted")]
     generated_prompts_viz_dir: str
     timing: Annotated[list[StepTiming], Field(description="seconds by step of this image, as first computed")]
     gemini_usage: Annotated[Usage, Field(description="cost of all calls for this image up to this concept")]
@@ -277,9 +267,7 @@ class EvalItem(BaseModel):
     mask: str
     prompt: str
     concept: str
-    negative: Annotated[Literal[True] | None, Field(description="an absent thing: the mask is all black")] = (
-        None
-    )
+    negative: Annotated[Literal[True] | None, Field(description="an absent thing: the mask is all black")] = None
 
 
 class EvalItems(Record):

@@ -25,8 +25,16 @@ from dataengine.images import RUN_FOLDER_PREFIX, Photo, RgbArray
 from dataengine.journal import Journal
 from dataengine.overlays import numbered, region_overlay
 from dataengine.records import (
-    CONCEPTS, AcceptedRegion, Failure, NegativeVerification, Prompt, Record, RunRecord, Source, Summary,
-)  # fmt: skip
+    CONCEPTS,
+    AcceptedRegion,
+    Failure,
+    NegativeVerification,
+    Prompt,
+    Record,
+    RunRecord,
+    Source,
+    Summary,
+)
 from dataengine.stages.propose import to_rle
 from dataengine.stages.verify import JudgedRegion
 
@@ -118,9 +126,7 @@ class RunFolder:
             self._write_png(entry.mask_path, array * 255)
             self._write(entry.mask_npz_path, _npz(array))
             self._write_png(entry.path, region_overlay(photo.view, mask))
-            self._write(
-                f"{ACCEPTED_DIR}/bboxes/{index:03d}_bbox.txt", (" ".join(map(str, box)) + "\n").encode()
-            )
+            self._write(f"{ACCEPTED_DIR}/bboxes/{index:03d}_bbox.txt", (" ".join(map(str, box)) + "\n").encode())
             accepted.append(entry)
         self._write_png(ALL_REGIONS, numbered(photo.view, [mask for _, mask in kept]))
         self._write_json(f"{ACCEPTED_DIR}/accepted.json", accepted)
@@ -168,9 +174,7 @@ class RunFolder:
         ordered = picture[:, :, ::-1] if picture.ndim == 3 else picture
         done, data = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, PNG_EFFORT])
         if not done:
-            raise DataEngineError(
-                f"{self.path / name}: OpenCV could not encode a PNG of shape {picture.shape}"
-            )
+            raise DataEngineError(f"{self.path / name}: OpenCV could not encode a PNG of shape {picture.shape}")
         self._write(name, data.tobytes())
 
     def _write(self, name: str, data: bytes) -> None:
@@ -195,8 +199,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def to_json(value: Record | Sequence[Record] | None) -> str:
     """Indented JSON of a record, a list of them or null."""
-    if value is None or isinstance(value, Record):
-        plain = value.model_dump(mode="json") if value is not None else None
+    if value is None:
+        plain: object = None
+    elif isinstance(value, Record):
+        plain = value.model_dump(mode="json")
     else:
         plain = [record.model_dump(mode="json") for record in value]
     return json.dumps(plain, ensure_ascii=False, indent=2) + "\n"
@@ -240,9 +246,7 @@ def assign_folders(output_dir: Path, images: Sequence[Path]) -> list[RunFolder]:
     for image in images:
         base = base_name(image.stem)
         own = (
-            name
-            for name in made.get(base, ())
-            if name not in taken and _owner(output_dir / name) == path_text(image)
+            name for name in made.get(base, ()) if name not in taken and _owner(output_dir / name) == path_text(image)
         )
         name = next(own, None) or next(
             n for n in _names(base, image) if n not in taken and _is_free(output_dir / n, image, inputs)
@@ -258,10 +262,7 @@ def base_name(stem: str) -> str:
     safe = "".join(c if c.isprintable() else "_" for c in text)
     if len(safe.encode()) > LONGEST_NAME - len(RUN_FOLDER_PREFIX):
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        safe = (
-            safe.encode()[: LONGEST_NAME - len(RUN_FOLDER_PREFIX) - 10].decode("utf-8", "ignore")
-            + f"-{digest}"
-        )
+        safe = safe.encode()[: LONGEST_NAME - len(RUN_FOLDER_PREFIX) - 10].decode("utf-8", "ignore") + f"-{digest}"
     return RUN_FOLDER_PREFIX + safe
 
 
@@ -269,9 +270,7 @@ def _existing(output_dir: Path) -> dict[str, list[str]]:
     """The run folders there are, by their base name."""
     found: dict[str, list[str]] = {}
     if output_dir.is_dir():
-        for name in sorted(
-            entry.name for entry in os.scandir(output_dir) if entry.name.startswith(RUN_FOLDER_PREFIX)
-        ):
+        for name in sorted(entry.name for entry in os.scandir(output_dir) if entry.name.startswith(RUN_FOLDER_PREFIX)):
             for base in {name, re.sub(r"__[0-9a-f]{8}(_\d+)?$", "", name)}:
                 found.setdefault(base, []).append(name)
     return found

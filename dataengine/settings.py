@@ -19,9 +19,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "offline": {"annotator": "measured", "grounder": "annotator", "segmenter": "classical"},
 }
 
-SAM2_CONFIGS = tuple(
-    f"{family}_hiera_{size}.yaml" for family in ("sam2", "sam2.1") for size in ("t", "s", "b+", "l")
-)
+SAM2_CONFIGS = tuple(f"{family}_hiera_{size}.yaml" for family in ("sam2", "sam2.1") for size in ("t", "s", "b+", "l"))
 
 
 class Settings(BaseModel):

@@ -64,9 +64,7 @@ class Annotator(Protocol):
     local: bool
     templates: Mapping[str, str]
 
-    async def describe(
-        self, photo: Photo, max_regions: int, with_boxes: bool
-    ) -> Answer[list[DescribedRegion]]:
+    async def describe(self, photo: Photo, max_regions: int, with_boxes: bool) -> Answer[list[DescribedRegion]]:
         """At most `max_regions` regions worth asking about; with their boxes where `with_boxes`."""
         ...
 

@@ -7,19 +7,30 @@ colour and its prompts speak of colour, place, shape and contact: true of the pi
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 import numpy as np
-import skimage
 
 from dataengine.annotators import Scene
-from dataengine.annotators.predicates import (
-    DARK, LARGE, LIGHT, MEDIUM, NO_PIXELS, PLACES, ROUGH, SMOOTH, Look, Predicate, decoys, place_word, predicates,
-    size_word, texture_word, tone_word,
-)  # fmt: skip
+from dataengine.annotators.look import (
+    DARK,
+    LARGE,
+    LIGHT,
+    MEDIUM,
+    PLACES,
+    ROUGH,
+    SMOOTH,
+    Look,
+    place_word,
+    size_word,
+    texture_word,
+    tone_word,
+)
+from dataengine.annotators.predicates import NO_PIXELS, Predicate, decoys, predicates
 from dataengine.images import Photo, RgbArray
 from dataengine.journal import Answer
 from dataengine.masks import Mask
@@ -78,14 +89,12 @@ class MeasuredAnnotator:
     local = True
 
     def __init__(self, settings: Settings) -> None:
-        self.detail: Mapping[str, str] = {"scikit-image": skimage.__version__}
+        self.detail: Mapping[str, str] = {"scikit-image": importlib.metadata.version("scikit-image")}
         self.templates: Mapping[str, str] = {}
         self._picture: _Once[Photo, Picture] = _Once(lambda photo: Picture.of(photo.view))
         self._look: _Once[Scene, Look] = _Once(Look.at)
 
-    async def describe(
-        self, photo: Photo, max_regions: int, with_boxes: bool
-    ) -> Answer[list[DescribedRegion]]:
+    async def describe(self, photo: Photo, max_regions: int, with_boxes: bool) -> Answer[list[DescribedRegion]]:
         """The even regions that stand out most; alike ones that lie apart share a label."""
         return Answer(await asyncio.to_thread(self._describe, photo, max_regions, with_boxes))
 
@@ -157,9 +166,7 @@ class MeasuredAnnotator:
     def _align(self, scene: Scene, prompt: Prompt) -> Alignment:
         look = self._look(scene)
         known = (
-            p
-            for concept in _concepts_of(prompt.concept_family)
-            for p in [predicates(look, concept).get(prompt.prompt)]
+            p for concept in _concepts_of(prompt.concept_family) for p in [predicates(look, concept).get(prompt.prompt)]
         )
         predicate = next((p for p in known if p is not None), None)
         if predicate is None:
@@ -187,32 +194,29 @@ class MeasuredAnnotator:
     def _align_negative(self, scene: Scene, negative: Negative) -> Alignment:
         look = self._look(scene)
         known = (
-            p
-            for concept in _concepts_of(negative.concept_family)
-            for p in [decoys(look, concept).get(negative.prompt)]
+            p for concept in _concepts_of(negative.concept_family) for p in [decoys(look, concept).get(negative.prompt)]
         )
         predicate = next((p for p in known if p is not None), None)
         if predicate is None:
             return Alignment(accept=False, unmasked_match=False, reason="not a sentence that can be measured")
         nearest = float(np.nanmax(predicate.values, initial=0.0))
         clear = predicate.absent()
-        reason = f"nearest region: {predicate.say(nearest)}; at most {predicate.say(predicate.threshold - predicate.margin)}"
+        most = predicate.say(predicate.threshold - predicate.margin)
+        reason = f"nearest region: {predicate.say(nearest)}; at most {most}"
         if predicate.strategy == "object_level_neighbor":
             reason += f"; {predicate.anywhere:.2%} of the picture's pixels, at most {NO_PIXELS:.2%}"
         return Alignment(accept=clear, unmasked_match=not clear, reason=reason)
 
 
 def _salience(region: Region) -> float:
-    return region.contrast * region.area**0.5 * region.solidity * float(region.shares.max())
+    return float(region.contrast * region.area**0.5 * region.solidity * region.shares.max())
 
 
 def _grouped(regions: Iterable[Region]) -> list[list[Region]]:
     """Regions of one look that do not touch, in groups of at most four; each in one group, order kept."""
     groups: list[list[Region]] = []
     for region in regions:
-        home = next(
-            (g for g in groups if len(g) < max(COUNTS) and all(_alike(region, other) for other in g)), None
-        )
+        home = next((g for g in groups if len(g) < max(COUNTS) and all(_alike(region, other) for other in g)), None)
         if home is None:
             groups.append([region])
         else:
@@ -263,14 +267,10 @@ def _untrue(label: str, region: Region) -> Iterable[str]:
     if region.contrast < LEAST_CONTRAST:
         yield f"contrast {region.contrast:.1f} across its outline, at least {LEAST_CONTRAST} needed"
     slack = TOLERANCES["lightness"]
-    if ("dark" in words and region.lightness > DARK + slack) or (
-        "light" in words and region.lightness < LIGHT - slack
-    ):
+    if ("dark" in words and region.lightness > DARK + slack) or ("light" in words and region.lightness < LIGHT - slack):
         yield f"lightness {region.lightness:.0f}"
     slack = TOLERANCES["texture"]
-    if ("smooth" in words and region.texture > SMOOTH + slack) or (
-        "rough" in words and region.texture < ROUGH - slack
-    ):
+    if ("smooth" in words and region.texture > SMOOTH + slack) or ("rough" in words and region.texture < ROUGH - slack):
         yield f"texture {region.texture:.1f}"
     yield from _wrong_size_or_place(label, words, region)
 
@@ -307,9 +307,7 @@ def _judged(look: Look, predicate: Predicate, satisfying: set[int]) -> Alignment
             reason = f"region {index}: {predicate.say(value)}, at least {predicate.say(least)} needed"
             return Alignment(accept=False, unmasked_match=False, reason=reason)
         if index not in satisfying and value > most:
-            reason = (
-                f"region {index} is left out: {predicate.say(value)}, at most {predicate.say(most)} allowed"
-            )
+            reason = f"region {index} is left out: {predicate.say(value)}, at most {predicate.say(most)} allowed"
             return Alignment(accept=False, unmasked_match=False, reason=reason)
     for position in range(look.known, len(look.regions)):
         if not predicate.surely_not(position):

@@ -7,133 +7,18 @@ so that a prompt which would also fit something unmasked is found out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 
 import numpy as np
 
-from dataengine.annotators import Scene
-from dataengine.masks import BoolArray
-from dataengine.measures import COLOURS, FloatArray, Picture, Region
+from dataengine.annotators.look import ROUGH, SMOOTH, Look, place_word
+from dataengine.measures import COLOURS, FloatArray, Region
 from dataengine.records import Strategy
 
 MAX_WORDS = 10
-SMOOTH, ROUGH = 2.5, 6.0  # standard deviation of lightness in a 5x5 window
-DARK, LIGHT = 35.0, 72.0  # L*
-LARGE, MEDIUM = 0.12, 0.03  # share of the picture
-LEAST_OTHER = 0.004  # share of the picture: a smaller unmasked region is not held against a prompt
 NO_PIXELS = 0.003  # share of the picture: what may be mere noise of a colour that is called absent
-TONELESS = frozenset({"black", "white", "beige"})
-PLACES = (
-    ("top left", "top", "top right"),
-    ("left", "centre", "right"),
-    ("bottom left", "bottom", "bottom right"),
-)
-
-
-def size_word(region: Region) -> str:
-    """large, medium or small."""
-    return "large" if region.area >= LARGE else "medium" if region.area >= MEDIUM else "small"
-
-
-def tone_word(region: Region) -> str:
-    """dark, light or nothing."""
-    if region.colour in TONELESS:
-        return ""
-    return "dark" if region.lightness < DARK else "light" if region.lightness > LIGHT else ""
-
-
-def texture_word(region: Region) -> str:
-    """smooth, rough or nothing."""
-    return "smooth" if region.texture < SMOOTH else "rough" if region.texture > ROUGH else ""
-
-
-def place_word(region: Region) -> str:
-    """Which ninth of the picture the centroid lies in."""
-    x, y = region.centre
-    return PLACES[min(2, int(y * 3))][min(2, int(x * 3))]
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """A scene, measured.
-
-    Attributes:
-        regions: the accepted regions, then what no accepted mask covers, largest first.
-        indices: the accepted regions' indices; the first len(indices) of `regions`.
-    """
-
-    picture: Picture
-    regions: tuple[Region, ...]
-    indices: tuple[int, ...]
-
-    @classmethod
-    def at(cls, scene: Scene) -> Look:
-        """Measure a scene."""
-        picture = Picture.of(scene.photo.view)
-        height, width = picture.size
-        masks = [region.mask.resized(height, width).array() for region in scene.regions]
-        known = [
-            (region.index, inside)
-            for region, inside in zip(scene.regions, masks, strict=True)
-            if inside.any()
-        ]
-        others = sorted(_unmasked(picture, masks), key=lambda inside: -int(inside.sum()))
-        regions = [Region(picture, inside) for inside in (*(inside for _, inside in known), *others)]
-        return cls(picture, tuple(regions), tuple(index for index, _ in known))
-
-    @property
-    def known(self) -> int:
-        return len(self.indices)
-
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """For each accepted region that a few words single out among all regions: those words."""
-        ways: Sequence[Callable[[Region], str]] = (
-            lambda r: r.colour,
-            lambda r: f"{tone_word(r)} {r.colour}",
-            lambda r: f"{size_word(r)} {r.colour}",
-            lambda r: f"{size_word(r)} {tone_word(r)} {r.colour}",
-            lambda r: f"{place_word(r)} {r.colour}",
-        )
-        found: dict[int, str] = {}
-        for way in ways:
-            said = [" ".join(way(region).split()) for region in self.regions]
-            for i in range(self.known):
-                sure = self.regions[i].shares.max() >= 0.6 and self.regions[i].pieces == 1
-                if i not in found and sure and said.count(said[i]) == 1:
-                    found[i] = said[i]
-        return found
-
-    def each(self, value: Callable[[Region], float]) -> FloatArray:
-        """A value for every region."""
-        return np.array([value(region) for region in self.regions], dtype=np.float64)
-
-    def whole(self, value: Callable[[Region], float]) -> FloatArray:
-        """A value for every region in one piece: place and shape mean nothing for several, which have NaN."""
-        return self.each(lambda r: value(r) if r.pieces == 1 else np.nan)
-
-    def against(self, anchor: int, value: Callable[[Region, Region], float]) -> FloatArray:
-        """A value for every region but the anchor, which has NaN."""
-        other = self.regions[anchor]
-        return np.array([np.nan if r is other else value(r, other) for r in self.regions], dtype=np.float64)
-
-    def share(self, colour: str) -> FloatArray:
-        """The share of each region's pixels that have a colour."""
-        return self.each(lambda r: float(r.shares[COLOURS.index(colour)]))
-
-    def anywhere(self, colour: str) -> float:
-        """The share of the picture's pixels that have a colour."""
-        return float((self.picture.colours == COLOURS.index(colour)).mean())
-
-
-def _unmasked(picture: Picture, masks: Sequence[BoolArray]) -> Iterator[BoolArray]:
-    covered = np.logical_or.reduce([np.zeros(picture.size, bool), *masks])
-    for label in range(int(picture.regions.max()) + 1):
-        inside = picture.regions == label
-        if inside.mean() >= LEAST_OTHER and (inside & covered).sum() < 0.3 * inside.sum():
-            yield inside & ~covered
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,26 +91,18 @@ def _top(
 def _entities(look: Look) -> Iterator[Predicate]:
     for colour in COLOURS:
         say = _percent(colour)
-        yield Predicate(
-            "stuff_surfaces_regions", f"Segment every {colour} area", look.share(colour), 0.5, 0.15, say
-        )
+        yield Predicate("stuff_surfaces_regions", f"Segment every {colour} area", look.share(colour), 0.5, 0.15, say)
     texture = look.each(lambda r: r.texture)
     rough = _number("texture")
     yield Predicate(
         "stuff_surfaces_regions", "Segment the areas with a rough, busy surface", texture, ROUGH, 1.0, rough
     )
     smooth = _number("texture (negated)")
-    yield Predicate(
-        "materials_and_optics", "Segment the perfectly smooth, even areas", -texture, -SMOOTH, 0.5, smooth
-    )
+    yield Predicate("materials_and_optics", "Segment the perfectly smooth, even areas", -texture, -SMOOTH, 0.5, smooth)
     lightness = look.each(lambda r: r.lightness)
     light, dark = _number("lightness", 0), _number("darkness", 0)
-    yield from _top(
-        look, "materials_and_optics", "Identify the brightest area in the picture", lightness, 6, light
-    )
-    yield from _top(
-        look, "materials_and_optics", "Identify the darkest area in the picture", 100 - lightness, 6, dark
-    )
+    yield from _top(look, "materials_and_optics", "Identify the brightest area in the picture", lightness, 6, light)
+    yield from _top(look, "materials_and_optics", "Identify the darkest area in the picture", 100 - lightness, 6, dark)
     shade = _number("lightness (negated)", 0)
     yield Predicate("stuff_surfaces_regions", "Segment every dark area", -lightness, -30, 6, shade)
     yield Predicate("stuff_surfaces_regions", "Segment every bright, pale area", lightness, 75, 5, light)
@@ -236,9 +113,7 @@ def _entities(look: Look) -> Iterator[Predicate]:
     yield from _top(look, "unusual_entity", "Identify the area whose colour stands most alone", apart, 8, odd)
     pieces = look.each(lambda r: float(r.alike_pieces))
     several = _number("separate, alike pieces", 0)
-    yield Predicate(
-        "groups_and_piles", "Segment the group of separate, alike patches", pieces, 1.5, 0.5, several
-    )
+    yield Predicate("groups_and_piles", "Segment the group of separate, alike patches", pieces, 1.5, 0.5, several)
     for i, name in look.names.items():
         inside = look.against(i, Region.enclosure)
         part = _percent(f"of its surroundings is the {name} area")
@@ -259,41 +134,27 @@ def _spatial(look: Look) -> Iterator[Predicate]:
     )
     yield from _top(look, "egocentric_viewer", "Segment the area farthest to the right", xs, 0.08, across)
     yield from _top(look, "egocentric_viewer", "Segment the lowest area in the picture", ys, 0.08, down)
-    yield from _top(
-        look, "egocentric_viewer", "Segment the highest area in the picture", 1 - ys, 0.08, _percent("up")
-    )
+    yield from _top(look, "egocentric_viewer", "Segment the highest area in the picture", 1 - ys, 0.08, _percent("up"))
     area = look.each(lambda r: r.area)
     covers = _percent("of the picture")
-    yield Predicate(
-        "metric_bins", "Segment the areas covering over a tenth of the picture", area, 0.1, 0.02, covers
-    )
+    yield Predicate("metric_bins", "Segment the areas covering over a tenth of the picture", area, 0.1, 0.02, covers)
     yield from _top(look, "metric_bins", "Identify the largest area in the picture", area, 0.04, covers)
     edge = look.each(lambda r: r.at_edge)
     cut = _percent("of its outline on the picture's edge")
-    yield Predicate(
-        "visibility_occlusion", "Segment the areas cut off by the picture's edge", edge, 0.02, 0.02, cut
-    )
+    yield Predicate("visibility_occlusion", "Segment the areas cut off by the picture's edge", edge, 0.02, 0.02, cut)
     for i, name in look.names.items():
         contact = look.against(i, Region.contact)
         touches = _percent(f"of its outline on the {name} area")
-        yield Predicate(
-            "support_contact", f"Segment the areas touching the {name} area", contact, 0.05, 0.04, touches
-        )
+        yield Predicate("support_contact", f"Segment the areas touching the {name} area", contact, 0.05, 0.04, touches)
         enclosed = look.against(i, Region.enclosure)
         around = _percent(f"enclosed by the {name} area")
-        yield Predicate(
-            "topological", f"Segment the areas enclosed by the {name} area", enclosed, 0.65, 0.12, around
-        )
+        yield Predicate("topological", f"Segment the areas enclosed by the {name} area", enclosed, 0.65, 0.12, around)
         left = look.against(i, lambda r, o: o.box[0] - r.box[2])
         beside = _percent("of the picture's width between them")
-        yield Predicate(
-            "allocentric_object", f"Segment everything left of the {name} area", left, 0.0, 0.01, beside
-        )
+        yield Predicate("allocentric_object", f"Segment everything left of the {name} area", left, 0.0, 0.01, beside)
         above = look.against(i, lambda r, o: o.box[1] - r.box[3])
         over = _percent("of the picture's height between them")
-        yield Predicate(
-            "allocentric_object", f"Segment everything above the {name} area", above, 0.0, 0.01, over
-        )
+        yield Predicate("allocentric_object", f"Segment everything above the {name} area", above, 0.0, 0.01, over)
 
 
 def _relations(look: Look) -> Iterator[Predicate]:
@@ -315,9 +176,7 @@ def _relations(look: Look) -> Iterator[Predicate]:
         anchor = look.regions[i]
         carries = look.against(i, lambda r, o: o.support(r))
         holds = _percent(f"of the {name} area stands on it")
-        yield Predicate(
-            "semantic_role", f"Identify the area carrying the {name} area", carries, 0.5, 0.12, holds
-        )
+        yield Predicate("semantic_role", f"Identify the area carrying the {name} area", carries, 0.5, 0.12, holds)
         wraps = look.against(i, lambda r, o: o.enclosure(r))
         surrounds = _percent(f"of the {name} area's surroundings")
         yield Predicate(
@@ -325,19 +184,15 @@ def _relations(look: Look) -> Iterator[Predicate]:
         )
         meets = look.against(i, Region.contact)
         pressed = _percent(f"of its outline against the {name} area")
-        yield Predicate(
-            "event_state", f"Segment the areas pressed against the {name} area", meets, 0.2, 0.07, pressed
-        )
+        yield Predicate("event_state", f"Segment the areas pressed against the {name} area", meets, 0.2, 0.07, pressed)
         for way, reach in (("left", _to_the_left), ("right", _to_the_right)):
-            lane = look.against(i, lambda r, o, reach=reach: reach(o, r))  # type: ignore[misc]
+            lane = look.against(i, partial(_swapped, reach))
             covers = _percent(f"of the {name} area's height lies level with it, to its {way}")
             text = f"Segment what the {name} area meets moving {way}"
             yield Predicate("anticipation", text, lane, 0.4, 0.15, covers)
         level = look.against(i, lambda r, o: 1 - abs(r.centre[1] - o.centre[1]))
         height = _percent("level")
-        yield Predicate(
-            "atomic_posture", f"Segment the areas level with the {name} area", level, 0.9, 0.04, height
-        )
+        yield Predicate("atomic_posture", f"Segment the areas level with the {name} area", level, 0.9, 0.04, height)
         if anchor.at_edge < 0.02:
             below = look.against(i, lambda r, o: _overhead(o, r))
             would = _percent(f"of the {name} area's width lies straight above it")
@@ -371,20 +226,20 @@ def _affordances(look: Look) -> Iterator[Predicate]:
     text = "Segment the areas too narrow to hold a logo"
     yield Predicate("negative_affordance", text, smallness, 0.7, 0.1, _percent("short of the room needed"))
     for place in ("left", "right", "top", "bottom"):
-        margin = look.each(
-            lambda r, place=place: r.room if r.texture < SMOOTH + 1 and place in place_word(r) else 0.0
-        )  # type: ignore[misc]
+        margin = look.each(partial(_room_at, place))
         text = f"Segment the plain area for a note {'on the' if place in ('left', 'right') else 'at the'} {place}"
         yield Predicate("context_dependent", text, margin, 0.08, 0.02, fits)
+
+
+def _room_at(place: str, region: Region) -> float:
+    return region.room if region.texture < SMOOTH + 1 and place in place_word(region) else 0.0
 
 
 def _physics(look: Look) -> Iterator[Predicate]:
     for i, name in look.names.items():
         held = look.against(i, Region.support)
         rests = _percent(f"of its underside on the {name} area")
-        yield Predicate(
-            "support_stability", f"Segment the areas resting on the {name} area", held, 0.55, 0.15, rests
-        )
+        yield Predicate("support_stability", f"Segment the areas resting on the {name} area", held, 0.55, 0.15, rests)
         yield Predicate(
             "counterfactuals",
             f"Identify what loses its footing without the {name} area",
@@ -411,9 +266,7 @@ def _physics(look: Look) -> Iterator[Predicate]:
     yield Predicate("hazard", "Segment the areas much wider above than below", heavy, 1.6, 0.25, wider)
     broad = look.whole(lambda r: 1 / max(_top_heaviness(r), 0.01))
     broader = _number("lower over upper width")
-    yield Predicate(
-        "support_stability", "Segment the areas much broader below than above", broad, 1.6, 0.25, broader
-    )
+    yield Predicate("support_stability", "Segment the areas much broader below than above", broad, 1.6, 0.25, broader)
     footing = look.whole(lambda r: _slenderness(r) if r.axes[1] > 60 else 0.0)
     slender = _number("height over footing")
     yield from _top(look, "hazard", "Identify the tall area on the narrowest footing", footing, 1.0, slender)
@@ -427,9 +280,7 @@ def _physics(look: Look) -> Iterator[Predicate]:
         0.03,
         free,
     )
-    floating = look.each(
-        lambda r: 1 - r.at_edge - max((r.support(o) for o in look.regions if o is not r), default=0)
-    )
+    floating = look.each(lambda r: 1 - r.at_edge - max((r.support(o) for o in look.regions if o is not r), default=0))
     yield Predicate(
         "unusual",
         "Segment the areas with no single thing beneath",
@@ -446,6 +297,10 @@ def _overhead(above: Region, below: Region) -> float:
         return 0.0
     over = min(above.box[2], below.box[2]) - max(above.box[0], below.box[0])
     return max(0.0, over) / (above.box[2] - above.box[0])
+
+
+def _swapped(relation: Callable[[Region, Region], float], one: Region, other: Region) -> float:
+    return relation(other, one)
 
 
 def _to_the_left(mover: Region, other: Region) -> float:
@@ -548,6 +403,4 @@ def _false_claim(look: Look, concept: str, colour: str, name: str, anchor: int) 
         return Predicate("negative_affordance", text, white, 4.5, 1.5, _number("contrast ratio"), decoy)
     held = look.against(anchor, Region.support)
     text = f"Segment whatever rests on the {name} area"
-    return Predicate(
-        "support_stability", text, held, 0.5, 0.3, _percent(f"of its underside on the {name} area"), decoy
-    )
+    return Predicate("support_stability", text, held, 0.5, 0.3, _percent(f"of its underside on the {name} area"), decoy)

@@ -28,9 +28,7 @@ from dataengine.run_folder import ACCEPTED_DIR, NEGATIVES, ORIGINAL, RUN, SUMMAR
 T = TypeVar("T")
 Size = tuple[int, int]  # height, width
 
-PLAIN_MODES = frozenset(
-    {"1", "L", "P", "RGB", "CMYK", "YCbCr"}
-)  # `convert("RGB")` shows them as the engine saw them
+PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr"})  # `convert("RGB")` shows them as the engine saw them
 ORIENTATION = 0x0112  # EXIF tag
 SHAPE_TOLERANCE = 0.01  # of a mask's side; 1 px is always allowed, for rounding
 ALIKE = 4.0  # mean difference in grey levels of two decodings of one picture

@@ -6,11 +6,11 @@ Its regions follow colour, not objects: enough to try the engine, not to make tr
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
-import skimage
 
 from dataengine.images import Photo, RgbArray, shrunk
 from dataengine.journal import Answer
@@ -33,7 +33,8 @@ class ClassicalSegmenter:
     version = "1"
 
     def __init__(self, settings: Settings) -> None:
-        self.detail: Mapping[str, str] = {"opencv": cv2.__version__, "scikit-image": skimage.__version__}
+        skimage_version = importlib.metadata.version("scikit-image")
+        self.detail: Mapping[str, str] = {"opencv": cv2.__version__, "scikit-image": skimage_version}
         self._min_pixels = settings.min_pool_pixels
 
     async def propose(self, photo: Photo) -> Answer[list[Mask]]:
@@ -79,9 +80,7 @@ def cut_box(rgb: RgbArray, box: Xyxy) -> Mask:
     inside = _grab(crop, inner)
     full = np.zeros((height, width), bool)
     size = (right - left, bottom - top)
-    full[top:bottom, left:right] = (
-        cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
-    )
+    full[top:bottom, left:right] = cv2.resize(inside.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) >= 0.5
     return Mask.from_array(full)
 
 
@@ -92,7 +91,7 @@ def _clipped(box: Xyxy, width: int, height: int) -> tuple[int, int, int, int]:
 
 def _grab(crop: RgbArray, inner: tuple[int, int, int, int]) -> BoolArray:
     x0, y0, x1, y1 = inner
-    marks = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
+    marks: RgbArray = np.full(crop.shape[:2], cv2.GC_BGD, np.uint8)
     marks[y0:y1, x0:x1] = cv2.GC_PR_FGD
     if (marks == cv2.GC_BGD).mean() < 0.1:
         marks = _marks_by_colour(crop)
@@ -101,22 +100,22 @@ def _grab(crop: RgbArray, inner: tuple[int, int, int, int]) -> BoolArray:
     cv2.setRNGSeed(0)
     bgr = np.asarray(crop[:, :, ::-1]).copy()
     try:
-        cv2.grabCut(bgr, marks, None, np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
+        cv2.grabCut(bgr, marks, (0, 0, 0, 0), np.zeros((1, 65)), np.zeros((1, 65)), ROUNDS, cv2.GC_INIT_WITH_MASK)
     except cv2.error:  # fewer colours than grabCut's five clusters
         return np.zeros(crop.shape[:2], bool)
     inside = np.isin(marks, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    return _without_islands(cv2.morphologyEx(inside, cv2.MORPH_OPEN, kernel))
+    return _without_islands(np.asarray(cv2.morphologyEx(inside, cv2.MORPH_OPEN, kernel), dtype=np.uint8))
 
 
-def _without_islands(inside: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> BoolArray:
+def _without_islands(inside: RgbArray) -> BoolArray:
     """Drop the pieces that hold less than ISLAND of what is inside."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(inside)
     kept = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= ISLAND * inside.sum()]
     return np.isin(labels, kept)
 
 
-def _marks_by_colour(crop: RgbArray) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _marks_by_colour(crop: RgbArray) -> RgbArray:
     """For a box that fills the picture there is no outside: start from the pixels near its middle colour."""
     lab = to_lab(crop)
     near = np.linalg.norm(lab - np.median(lab.reshape(-1, 3), axis=0), axis=2) < 20

@@ -10,9 +10,7 @@ from dataengine.records import Alignment, Negative, Prompt
 from dataengine.stages.compose import scene_inputs
 
 
-async def align(
-    scene: Scene, which: str, prompt: Prompt, picture: RgbArray, parts: Parts, steps: Journal
-) -> Alignment:
+async def align(scene: Scene, which: str, prompt: Prompt, picture: RgbArray, parts: Parts, steps: Journal) -> Alignment:
     """Judge a prompt against its satisfying masks, which `picture` shows."""
     annotator = parts.annotator
     return await steps.once(
@@ -23,9 +21,7 @@ async def align(
     )
 
 
-async def align_negative(
-    scene: Scene, which: str, negative: Negative, parts: Parts, steps: Journal
-) -> Alignment:
+async def align_negative(scene: Scene, which: str, negative: Negative, parts: Parts, steps: Journal) -> Alignment:
     """Judge whether no pixel of the image fits a negative."""
     annotator = parts.annotator
     return await steps.once(

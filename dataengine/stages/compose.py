@@ -12,7 +12,20 @@ from dataengine.records import CONCEPT_FAMILIES, Negative, Prompt
 
 MAX_WORDS = 10
 VERBS = frozenset(
-    "segment identify find select mark highlight locate show point pick outline mask choose indicate isolate".split()
+    (
+        "segment",
+        "identify",
+        "find",
+        "select",
+        "mark",
+        "highlight",
+        "locate",
+        "show",
+        "pick",
+        "outline",
+        "mask",
+        "isolate",
+    )
 )
 REGION_NUMBER = re.compile(r"\b(region|area|mask|object|number|index|label)s? #?\d+\b|#\d+", re.IGNORECASE)
 
@@ -60,9 +73,7 @@ def broken_rule(prompt: Prompt, concept: str, scene: Scene, earlier: Collection[
     known = {region.index for region in scene.regions}
     candidates, satisfying = set(prompt.candidates), set(prompt.satisfying)
     if not satisfying <= candidates or not candidates <= known:
-        return (
-            f"rule: indices must be of regions 0..{len(known) - 1}, and satisfying ones among the candidates"
-        )
+        return f"rule: indices must be of regions 0..{len(known) - 1}, and satisfying ones among the candidates"
     if satisfying == candidates:
         return "rule: satisfying must be a strict subset of the candidates"
     return broken_text_rule(prompt.prompt, prompt.concept_family, concept, earlier)

@@ -31,17 +31,13 @@ async def segment(
 
     Masks have the photo's size. A region for which no box is found has no instances.
     """
-    boxes = await asyncio.gather(
-        *(_ground(photo, i, region, parts, steps) for i, region in enumerate(regions))
-    )
+    boxes = await asyncio.gather(*(_ground(photo, i, region, parts, steps) for i, region in enumerate(regions)))
     masks = await pool
 
     async def work() -> Answer[list[RegionCut]]:
         flat = [box for of_region in boxes for box in of_region]
         answer = await parts.segmenter.segment(photo, flat) if flat else Answer([])
-        cuts = await asyncio.to_thread(
-            _refined, photo, regions, boxes, answer.value, masks, settings.iou_threshold
-        )
+        cuts = await asyncio.to_thread(_refined, photo, regions, boxes, answer.value, masks, settings.iou_threshold)
         return Answer(cuts, answer.usage)
 
     inputs = {
@@ -54,14 +50,10 @@ async def segment(
     return await steps.once("segment", inputs, list[RegionCut], work)
 
 
-async def _ground(
-    photo: Photo, index: int, region: DescribedRegion, parts: Parts, steps: Journal
-) -> list[Xyxy]:
+async def _ground(photo: Photo, index: int, region: DescribedRegion, parts: Parts, steps: Journal) -> list[Xyxy]:
     grounder = parts.grounder
     inputs = {"photo": photo.digest, "grounder": identity(grounder), "region": region.model_dump(mode="json")}
-    boxes = await steps.once(
-        f"ground/{index:03d}", inputs, list[Xyxy], lambda: grounder.ground(photo, region)
-    )
+    boxes = await steps.once(f"ground/{index:03d}", inputs, list[Xyxy], lambda: grounder.ground(photo, region))
     inside = [_clipped(box, photo) for box in boxes]
     return [b for b in inside if b[2] - b[0] >= SMALLEST_BOX and b[3] - b[1] >= SMALLEST_BOX]
 

@@ -40,9 +40,7 @@ class JudgedRegion:
 
 async def verify(photo: Photo, cuts: Sequence[RegionCut], parts: Parts, steps: Journal) -> list[JudgedRegion]:
     """Judge every region, side by side; in the order of `cuts`."""
-    return list(
-        await asyncio.gather(*(_verify_one(photo, i, cut, parts, steps) for i, cut in enumerate(cuts)))
-    )
+    return list(await asyncio.gather(*(_verify_one(photo, i, cut, parts, steps) for i, cut in enumerate(cuts))))
 
 
 async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, steps: Journal) -> JudgedRegion:
