@@ -95,7 +95,8 @@ class Journal:
         return adapter.validate_python(line["result"])
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+        text = json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+        data = text.encode("utf-8", "surrogatepass")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -60,7 +60,7 @@ def even_regions(rgb: RgbArray, merge_below: float) -> LabelArray:
 
 
 def _merged(labels: LabelArray, lab: npt.NDArray[np.float32], merge_below: float) -> LabelArray:
-    regions = graph.RAG(labels)
+    regions: Any = graph.RAG(labels)  # type: ignore[no-untyped-call]
     flat = labels.ravel()
     counts = np.bincount(flat)
     totals = np.stack([np.bincount(flat, lab[..., c].ravel()) for c in range(3)], axis=1) * (0.7, 1, 1)
@@ -82,7 +82,7 @@ def _merged(labels: LabelArray, lab: npt.NDArray[np.float32], merge_below: float
         regions.edges[a, b]["weight"] = distance(regions, a, b)
     if regions.number_of_edges() == 0:
         return np.zeros_like(labels)
-    merged = graph.merge_hierarchical(
+    merged = graph.merge_hierarchical(  # type: ignore[no-untyped-call]
         labels,
         regions,
         merge_below,

@@ -29,7 +29,7 @@ from dataengine.records import (
     ExportedRun,
     ExportManifest,
     TrainRow,
-)  # fmt: skip
+)
 from dataengine.run_folder import path_text, write_whole
 
 MANIFEST = "export_manifest.json"
