@@ -190,9 +190,11 @@ def demo_command(options: argparse.Namespace) -> int:
     write_photos(photos)
     code = run_engine(str(photos), runs, load_settings({"preset": "offline"}))
     print_export(export(runs, out))
-    example = sorted(runs.glob("out_region_refine_*"))[0]
-    say(f"Look at {quoted(example / 'all_regions_colored.png')}")
-    say(f"   and {quoted(example / 'entities' / 'generated_prompts_viz' / 'ACCEPTED')}")
+    overlays = sorted(runs.glob("*/all_regions_colored.png"))
+    accepted = sorted(runs.glob("*/*/generated_prompts_viz/ACCEPTED/*.png"))
+    for picture in (*overlays[:1], *accepted[:1]):
+        say(f"Look at {quoted(picture)}")
+    example = overlays[0].parent
     _next(f"dataengine show {quoted(example)}")
     return code
 

@@ -84,5 +84,5 @@ def output_error(error: OSError, where: object) -> OutputError:
             reason="disk_full",
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return OutputError(f"cannot write {where}: {error.strerror}", hint="Choose another --output_dir")
+        return OutputError(f"cannot write {where}: {error.strerror}", hint="Choose another output folder")
     return OutputError(f"cannot write {where}: {error.strerror or error}")

@@ -81,12 +81,12 @@ def read_photo(path: Path, max_side: int | None = None) -> Photo:
             too_small or too_thin.
     """
     data = _file_bytes(path)
+    # Pillow warns of odd metadata; what cannot be decoded raises. Not catch_warnings: photos are read in threads.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be decoded raises
-            with Image.open(io.BytesIO(data)) as image:
-                _check_size(image.size, path)
-                rgb = _upright_rgb(image)
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(image.size, path)
+            rgb = _upright_rgb(image)
     except ImageError:
         raise
     except Image.DecompressionBombError:

@@ -111,6 +111,7 @@ def colour_indices(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         (warm & (chroma < 38) & (lightness > 62), "beige"),
         ((hue >= 15) & (hue < 40) & (chroma < 28) & (lightness > 68), "beige"),
         (((hue < 45) | (hue >= 345)) & (lightness > 66), "pink"),
+        ((hue >= 345) & (lightness > 52), "pink"),  # deep and hot pinks
         ((hue >= 15) & (hue < 45) & (chroma < 26), "brown"),
         ((hue < 43) & (chroma > 80), "red"),  # pure red, whose hue angle is 40
         ((hue >= 37) & (hue < 78) & (chroma > 48) & (lightness > 50), "orange"),

@@ -257,10 +257,8 @@ class TrainRow(Record):
     prompt: str
 
 
-class EvalItem(BaseModel):
+class EvalItem(Record):
     """An entry of `items` in `items.json`; `negative` stands there only where it is true."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     image: str

@@ -230,7 +230,7 @@ def _remove_stale(out: Path, earlier: ExportManifest, written: set[str]) -> None
 def _is_export_file(name: str) -> bool:
     """Whether an export writes files of such a name: a manifest may name anything, also elsewhere."""
     parts = PurePosixPath(name).parts
-    return name in (TRAIN_FILE, EVAL_FILE) or (len(parts) == 2 and parts[0] in (IMAGES, MASKS) and parts[1] != "..")
+    return name in (TRAIN_FILE, EVAL_FILE) or (len(parts) == 2 and parts[0] in (IMAGES, MASKS))
 
 
 # Names and files.

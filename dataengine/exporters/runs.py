@@ -6,66 +6,23 @@ whose paths may be those of another machine. So files are checked for what an ex
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import numpy as np
-from PIL import Image, ImageChops, ImageStat
-from pydantic import BaseModel, Field, TypeAdapter
+from PIL import Image
+from pydantic import BaseModel, Field
 
 from dataengine.errors import UsageError
+from dataengine.exporters.pictures import Picture, Size, SkipError, choose_image, is_file, read_json
 from dataengine.masks import BoolArray, Mask
 from dataengine.records import CONCEPTS
-from dataengine.run_folder import ACCEPTED_DIR, NEGATIVES, ORIGINAL, RUN, SUMMARY
-
-T = TypeVar("T")
-Size = tuple[int, int]  # height, width
-
-PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr"})  # `convert("RGB")` shows them as the engine saw them
-ORIENTATION = 0x0112  # EXIF tag
-SHAPE_TOLERANCE = 0.01  # of a mask's side; 1 px is always allowed, for rounding
-ALIKE = 4.0  # mean difference in grey levels of two decodings of one picture
-
-
-class SkipError(Exception):
-    """Something cannot be exported.
-
-    Args:
-        reason: a short stable name to count by.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """An image file, whole.
-
-    Attributes:
-        data: the file's bytes.
-        suffix: of its name, lower case, with the dot; never empty.
-        rgb: as plain Pillow decodes it, not turned by EXIF.
-        plain: whether plain decoding shows what the engine saw: upright, opaque, 8 bits a channel.
-    """
-
-    data: bytes
-    suffix: str
-    rgb: Image.Image
-    plain: bool
-
-    @property
-    def size(self) -> Size:
-        """Height and width as plain Pillow decodes them."""
-        return self.rgb.height, self.rgb.width
+from dataengine.run_folder import ACCEPTED_DIR, NEGATIVES, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -124,14 +81,6 @@ class _Summary(BaseModel):
     prompt_verifications: list[object] | None = None
 
 
-class _Source(BaseModel):
-    sha256: str
-
-
-class _RunRecord(BaseModel):
-    source: _Source
-
-
 def find_runs(runs_root: Path) -> list[Path]:
     """The run folders of a root, absolute, sorted by name: the root itself if it is one, else those in it.
 
@@ -171,7 +120,7 @@ def read_run(folder: Path, *, negatives: bool = False) -> Run:
     image = None
     if claims:
         try:
-            image = _choose_image(folder, named, next((_size(c.mask) for c in claims if c.mask), None))
+            image = choose_image(folder, named, next((_size(c.mask) for c in claims if c.mask), None))
             samples = list(_fitted(claims, image.size, skipped))
         except SkipError as skip:
             skipped[skip.reason] += len(claims)
@@ -179,29 +128,17 @@ def read_run(folder: Path, *, negatives: bool = False) -> Run:
 
 
 def _is_run(folder: Path) -> bool:
-    return any(_is_file(folder / concept / SUMMARY) for concept in CONCEPTS)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, no permission, a NUL in the path
-        return False
-
-
-def _read_json(path: Path, kind: type[T]) -> T:
-    """A JSON file as `kind`; raises OSError or ValueError."""
-    return TypeAdapter(kind).validate_json(path.read_bytes())
+    return any(is_file(folder / concept / SUMMARY) for concept in CONCEPTS)
 
 
 def _summaries(folder: Path, skipped: Counter[str]) -> list[tuple[str, _Summary]]:
     found = []
     for concept in CONCEPTS:
         path = folder / concept / SUMMARY
-        if not _is_file(path):
+        if not is_file(path):
             continue
         try:
-            found.append((concept, _read_json(path, _Summary)))
+            found.append((concept, read_json(path, _Summary)))
         except (OSError, ValueError):
             skipped["summary_unreadable"] += 1
     return found
@@ -245,10 +182,10 @@ def _negatives(folder: Path, skipped: Counter[str]) -> list[_Claim]:
 
 
 def _negative_entries(path: Path, skipped: Counter[str]) -> list[object]:
-    if not _is_file(path):
+    if not is_file(path):
         return []
     try:
-        return _read_json(path, list[object])
+        return read_json(path, list[object])
     except (OSError, ValueError):
         skipped["negatives_unreadable"] += 1
         return []
@@ -335,10 +272,10 @@ class _Masks:
 
 def _regions(path: Path) -> dict[int, _Region]:
     """The accepted regions by index; a malformed entry is no region."""
-    if not _is_file(path):
+    if not is_file(path):
         raise SkipError("accepted_json_missing")
     try:
-        entries = _read_json(path, list[object])
+        entries = read_json(path, list[object])
     except (OSError, ValueError):
         raise SkipError("accepted_json_unreadable") from None
     found: dict[int, _Region] = {}
@@ -358,7 +295,7 @@ def _mask_places(folder: Path, named: str | None) -> list[Path]:
     inside = [] if Path(named).is_absolute() else [folder / named]
     moved = folder / ACCEPTED_DIR / "masks" / PureWindowsPath(named).name  # knows both kinds of slash
     outside = [Path(named)] if Path(named).is_absolute() else []
-    return [path for path in dict.fromkeys([*inside, moved, *outside]) if _is_file(path)]
+    return [path for path in dict.fromkeys([*inside, moved, *outside]) if is_file(path)]
 
 
 def _png_mask(path: Path) -> BoolArray:
@@ -379,86 +316,3 @@ def _npz_mask(path: Path) -> BoolArray:
 
 def _size(mask: Mask) -> Size:
     return mask.height, mask.width
-
-
-# The image of a run.
-
-
-def _choose_image(folder: Path, named: str | None, size: Size | None) -> Picture:
-    """The image for masks of one size (None: there are only negatives, and any size will do).
-
-    The user's own file comes first, then `original_image.png`; one of another size but the same shape is the
-    last choice, since masks must be scaled to it. Raises SkipError.
-    """
-    digest = _source_digest(folder)
-    own = _own_file(folder, named, digest)
-    if own and digest and size in (None, own.size):
-        return own
-    original = _picture(folder / ORIGINAL)
-    if own and original and own.size == original.size and not digest and not _alike(own, original):
-        own = None
-    exact = [picture for picture in (own, original) if picture and size in (None, picture.size)]
-    scaled = [picture for picture in (original, own) if picture and size and _same_shape(size, picture.size)]
-    if exact or scaled:
-        return (exact or scaled)[0]
-    raise SkipError("mask_and_image_differ_in_shape" if own or original else "image_missing")
-
-
-def _source_digest(folder: Path) -> str | None:
-    """SHA-256 of the file a run was made from; None where unrecorded, empty where the record is damaged."""
-    path = folder / RUN
-    if not _is_file(path):
-        return None
-    try:
-        return _read_json(path, _RunRecord).source.sha256
-    except (OSError, ValueError):
-        return ""
-
-
-def _own_file(folder: Path, named: str | None, digest: str | None) -> Picture | None:
-    """The user's file, if it is unchanged and plain decoding shows what the engine saw."""
-    for path in dict.fromkeys([folder / named, Path(named)]) if named else []:
-        picture = _picture(path)
-        if picture and picture.plain and digest in (None, hashlib.sha256(picture.data).hexdigest()):
-            return picture
-    return None
-
-
-def _picture(path: Path) -> Picture | None:
-    """An image file, decoded in full; None where that fails."""
-    if not _is_file(path):
-        return None
-    try:
-        data = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large files and odd metadata
-            with Image.open(io.BytesIO(data)) as image:
-                plain = _is_plain(image)
-                kind = (image.format or "png").lower()
-                return Picture(data, _suffix(path, kind), image.convert("RGB"), plain)
-    except Exception:  # Pillow's decoders raise many types on broken bytes
-        return None
-
-
-def _is_plain(image: Image.Image) -> bool:
-    """Must be asked before the image is loaded: loading a TIFF turns it and drops the tag."""
-    upright = image.getexif().get(ORIENTATION, 1) == 1
-    return upright and image.mode in PLAIN_MODES and "transparency" not in image.info
-
-
-def _suffix(path: Path, kind: str) -> str:
-    suffix = path.suffix.lower()
-    return suffix if suffix.isascii() and 1 < len(suffix) <= 16 else f".{kind}"
-
-
-def _alike(first: Picture, second: Picture) -> bool:
-    """Whether two pictures of one size show the same, as two decodings of one file do."""
-    return max(ImageStat.Stat(ImageChops.difference(first.rgb, second.rgb)).mean) <= ALIKE
-
-
-def _same_shape(mask: Size, image: Size) -> bool:
-    """Whether a mask of one size is an image of another size scaled, within rounding."""
-    (mask_h, mask_w), (image_h, image_w) = mask, image
-    off_h = abs(mask_h - image_h * mask_w / image_w)
-    off_w = abs(mask_w - image_w * mask_h / image_h)
-    return off_h <= max(1, SHAPE_TOLERANCE * mask_h) or off_w <= max(1, SHAPE_TOLERANCE * mask_w)

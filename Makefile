@@ -1,0 +1,33 @@
+# Uses the environment that is active, else .venv, which is made when it is missing.
+VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
+PYTHON := $(VENV)/bin/python
+
+.PHONY: demo check format docs picture
+
+$(VENV)/.dataengine-dev: pyproject.toml
+	test -x $(PYTHON) || python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.dataengine-dev
+	$(PYTHON) -m dataengine.cli demo
+
+check: $(VENV)/.dataengine-dev
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	$(PYTHON) scripts/write_reference.py --check
+	$(PYTHON) -m coverage erase
+	$(PYTHON) -m coverage run -m pytest
+	$(PYTHON) -m coverage combine --quiet
+	$(PYTHON) -m coverage report --fail-under 90
+
+format: $(VENV)/.dataengine-dev
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+docs: $(VENV)/.dataengine-dev
+	$(PYTHON) scripts/write_reference.py
+
+picture: $(VENV)/.dataengine-dev
+	$(PYTHON) scripts/draw_readme_picture.py
