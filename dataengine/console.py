@@ -12,11 +12,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from dataengine.engine import Totals
 from dataengine.errors import DataEngineError, UsageError, one_line
@@ -97,6 +100,14 @@ class BarReporter:
         self._progress.advance(self._task)
 
 
+class RateColumn(ProgressColumn):
+    """Images a minute."""
+
+    def render(self, task: Task) -> Text:
+        """The rate of the last half minute; empty before there is one."""
+        return Text(f"{task.speed * 60:.0f}/min" if task.speed else "")
+
+
 def progress_bar() -> Progress:
     """The bar of `dataengine run` in a terminal."""
     return Progress(
@@ -104,7 +115,7 @@ def progress_bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("[green]{task.fields[accepted]} accepted[/green] [red]{task.fields[rejected]} rejected[/red]"),
-        TextColumn("{task.speed_text}"),
+        RateColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

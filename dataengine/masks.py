@@ -108,7 +108,7 @@ def iou_matrix(first: Sequence[Mask], second: Sequence[Mask]) -> npt.NDArray[np.
     _same_size([*first, *second])
     crowd = [0] * len(second)
     pairs: npt.NDArray[np.float64] = coco.iou([m._rle for m in first], [m._rle for m in second], crowd)
-    return np.nan_to_num(pairs)
+    return pairs
 
 
 def _same_size(masks: Sequence[Mask]) -> None:
