@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from dataengine import parts
+from dataengine.errors import MissingPartError
+from dataengine.parts import REGISTRY, Entry, build, lacks
+from dataengine.settings import PRESETS, Settings, load_settings
+
+
+class OwnSegmenter:
+    """A part of the user's own, named by module and class."""
+
+    name, version = "own", "3"
+
+    def __init__(self, settings: Settings) -> None:
+        self.detail = {"pool": str(settings.min_pool_pixels)}
+
+
+def offline(**flags: Any) -> Settings:
+    return load_settings({"preset": "offline", **flags})
+
+
+def test_offline_is_built_and_recorded() -> None:
+    records = build(offline()).records()
+    assert {kind: record.name for kind, record in records.items()} == PRESETS["offline"]
+    assert records["segmenter"].detail.keys() == {"opencv", "scikit-image"}
+    assert all(record.version for record in records.values())
+
+
+@pytest.mark.parametrize("kind", REGISTRY)
+def test_every_preset_names_registered_parts(kind: str) -> None:
+    assert {preset[kind] for preset in PRESETS.values()} <= set(REGISTRY[kind])
+
+
+def test_a_part_of_the_users_own() -> None:
+    record = build(offline(segmenter=f"{__name__}:OwnSegmenter", min_pool_pixels=77)).records()["segmenter"]
+    assert (record.name, record.version, record.detail) == ("own", "3", {"pool": "77"})
+
+
+@pytest.mark.parametrize("name", ["mod:", "no_such_module:X", ":X", "json:NoSuchClass", "..relative:X", "json.x:Y"])
+def test_a_part_that_cannot_be_imported(name: str) -> None:
+    with pytest.raises(MissingPartError) as caught:
+        build(offline(annotator=name))
+    assert f"annotator {name!r} cannot be imported" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_all_that_is_lacking_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Entry("nowhere:Nothing", (lambda settings: "luck (pip install luck)", lambda settings: "a key"))
+    monkeypatch.setitem(REGISTRY["grounder"], "lucky", entry)
+    with pytest.raises(MissingPartError) as caught:
+        build(offline(annotator="nobody", grounder="lucky", segmenter="future"))
+    text = str(caught.value)
+    assert "annotator 'nobody' does not exist (there are " in text
+    assert "grounder 'lucky' needs luck (pip install luck) and a key" in text
+    assert "segmenter 'future' does not exist" in text
+    assert "--preset offline" in text
+    assert caught.value.exit_code == 2
+
+
+def test_a_part_of_a_later_version_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTRY["grounder"], "later", Entry(None, (lambda settings: "a key",)))
+    text = lacks("grounder", "later", offline())
+    assert text.startswith("is not in dataengine ")
+    assert text.endswith(" yet and would need a key")
+
+
+@pytest.mark.parametrize(
+    ("vlm", "environment", "expected"),
+    [
+        ("google:gemini-flash-latest", {}, "a key (set GOOGLE_API_KEY)"),
+        ("google:gemini-flash-latest", {"GOOGLE_API_KEY": ""}, "a key (set GOOGLE_API_KEY)"),
+        ("google:gemini-flash-latest", {"GOOGLE_API_KEY": "k"}, None),
+        ("google:gemini-flash-latest", {"GEMINI_API_KEY": "k"}, None),
+        ("other:model", {}, None),
+    ],
+)
+def test_the_key(monkeypatch: pytest.MonkeyPatch, vlm: str, environment: dict[str, str], expected: str | None) -> None:
+    for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert parts._vlm_key(offline(vlm=vlm)) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"), [("json", None), ("no_such_module", "no_such_module (pip install the-thing)")]
+)
+def test_a_module(module: str, expected: str | None) -> None:
+    assert parts._module(module, "the-thing")(offline()) == expected
+
+
+def test_importing_the_registry_imports_no_part() -> None:
+    code = "import sys, dataengine.parts; print([m for m in ('torch', 'skimage', 'cv2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
