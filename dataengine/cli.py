@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataengine import __version__
 from dataengine.errors import DataEngineError
+
+if TYPE_CHECKING:
+    from dataengine.settings import Settings
 
 DESCRIPTION = "Photos in, verified (image, prompt, mask) pairs for conversational segmentation out."
 EXAMPLES = {
@@ -139,7 +142,7 @@ def run_command(options: argparse.Namespace) -> int:
     return code
 
 
-def run_engine(source: str, output_dir: Path, settings: object) -> int:
+def run_engine(source: str, output_dir: Path, settings: Settings) -> int:
     """List, build, run and report; the exit code."""
     import asyncio
 
@@ -147,9 +150,7 @@ def run_engine(source: str, output_dir: Path, settings: object) -> int:
     from dataengine.engine import prepare_output, run
     from dataengine.images import list_images
     from dataengine.parts import build
-    from dataengine.settings import Settings
 
-    assert isinstance(settings, Settings)
     images = list_images(source, recursive=settings.recursive, skip=output_dir)
     parts = build(settings)
     prepare_output(output_dir)

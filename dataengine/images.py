@@ -179,7 +179,8 @@ def list_images(source: str, *, recursive: bool = False, skip: Path | None = Non
         found = _read_list(root) if root.suffix.lower() in LIST_SUFFIXES else [root]
     else:
         matches = (Path(match) for match in glob.glob(source, recursive=True))  # noqa: PTH207 - also absolute patterns
-        found = sorted(p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file())
+        images = (p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = sorted(p for p in images if skip is None or skip.resolve() not in p.resolve().parents)
         if not found:
             raise UsageError(f"--input {source}: no such file or folder", hint="Check the path")
     return list(dict.fromkeys(Path(os.path.abspath(p)) for p in found))  # noqa: PTH100 - keeps symbolic links

@@ -36,7 +36,7 @@ from dataengine.journal import Answer
 from dataengine.masks import Mask
 from dataengine.measures import COLOURS, Picture, Region
 from dataengine.records import (
-    CONCEPT_FAMILIES,
+    CONCEPTS,
     Alignment,
     Choice,
     DescribedRegion,
@@ -58,6 +58,9 @@ LEAST_CONTRAST = 3.0  # distance in L*a*b* across a mask's outline
 CLARITY_WEIGHT: Mapping[Choice, float] = {"initial": 0.85, "refined": 1.0}
 COUNTS = {2: "two", 3: "three", 4: "four"}
 TOLERANCES = {"lightness": 6.0, "texture": 1.5, "size": 1.6, "place": 0.12}
+
+Sentences = dict[str, dict[str, Predicate]]  # by concept, by text
+_UNMEASURED = Alignment(accept=False, unmasked_match=False, reason="not a sentence that can be measured")
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -93,6 +96,8 @@ class MeasuredAnnotator:
         self.templates: Mapping[str, str] = {}
         self._picture: _Once[Photo, Picture] = _Once(lambda photo: Picture.of(photo.view))
         self._look: _Once[Scene, Look] = _Once(Look.at)
+        self._sentences: _Once[Look, Sentences] = _Once(lambda look: {c: predicates(look, c) for c in CONCEPTS})
+        self._decoys: _Once[Look, Sentences] = _Once(lambda look: {c: decoys(look, c) for c in CONCEPTS})
 
     async def describe(self, photo: Photo, max_regions: int, with_boxes: bool) -> Answer[list[DescribedRegion]]:
         """The even regions that stand out most; alike ones that lie apart share a label."""
@@ -144,7 +149,7 @@ class MeasuredAnnotator:
     def _compose(self, scene: Scene, concept: str) -> list[Prompt]:
         look = self._look(scene)
         usable = []
-        for predicate in predicates(look, concept).values():
+        for predicate in self._sentences(look)[concept].values():
             true, asked = predicate.holds(look.known), predicate.spoken_of(look.known)
             if 0 < len(true) < len(asked):
                 usable.append((min(predicate.clearance(look.known), 2.0), predicate, true, asked))
@@ -165,12 +170,9 @@ class MeasuredAnnotator:
 
     def _align(self, scene: Scene, prompt: Prompt) -> Alignment:
         look = self._look(scene)
-        known = (
-            p for concept in _concepts_of(prompt.concept_family) for p in [predicates(look, concept).get(prompt.prompt)]
-        )
-        predicate = next((p for p in known if p is not None), None)
+        predicate = _found(self._sentences(look), prompt.prompt, prompt.concept_family)
         if predicate is None:
-            return Alignment(accept=False, unmasked_match=False, reason="not a sentence that can be measured")
+            return _UNMEASURED
         return _judged(look, predicate, set(prompt.satisfying))
 
     async def compose_negatives(self, scene: Scene, concept: str) -> Answer[list[Negative]]:
@@ -179,7 +181,7 @@ class MeasuredAnnotator:
 
     def _compose_negatives(self, scene: Scene, concept: str) -> list[Negative]:
         look = self._look(scene)
-        false = [p for p in decoys(look, concept).values() if not any(p.values > p.threshold)]
+        false = [p for p in self._decoys(look)[concept].values() if not any(p.values > p.threshold)]
         # The colours next to those in the picture make the harder negatives: they are there in traces.
         false.sort(key=lambda p: -float(np.nanmax(p.values, initial=0.0)))
         return [
@@ -193,12 +195,9 @@ class MeasuredAnnotator:
 
     def _align_negative(self, scene: Scene, negative: Negative) -> Alignment:
         look = self._look(scene)
-        known = (
-            p for concept in _concepts_of(negative.concept_family) for p in [decoys(look, concept).get(negative.prompt)]
-        )
-        predicate = next((p for p in known if p is not None), None)
+        predicate = _found(self._decoys(look), negative.prompt, negative.concept_family)
         if predicate is None:
-            return Alignment(accept=False, unmasked_match=False, reason="not a sentence that can be measured")
+            return _UNMEASURED
         nearest = float(np.nanmax(predicate.values, initial=0.0))
         clear = predicate.absent()
         most = predicate.say(predicate.threshold - predicate.margin)
@@ -293,8 +292,10 @@ def _wrong_size_or_place(label: str, words: set[str], region: Region) -> Iterabl
                 yield f"its centre at {x:.0%} across and {y:.0%} down is not {place}"
 
 
-def _concepts_of(family: str) -> list[str]:
-    return [concept for concept, families in CONCEPT_FAMILIES.items() if family in families]
+def _found(sentences: Sentences, text: str, family: str) -> Predicate | None:
+    """The sentence with this text and concept family."""
+    of_text = (by_text[text] for by_text in sentences.values() if text in by_text)
+    return next((predicate for predicate in of_text if predicate.family == family), None)
 
 
 def _judged(look: Look, predicate: Predicate, satisfying: set[int]) -> Alignment:
@@ -302,6 +303,9 @@ def _judged(look: Look, predicate: Predicate, satisfying: set[int]) -> Alignment
     margin, and so does everything unmasked."""
     least, most = predicate.threshold + predicate.margin, predicate.threshold - predicate.margin
     inside = {look.indices[i]: float(predicate.values[i]) for i in predicate.spoken_of(look.known)}
+    if not satisfying or not satisfying <= set(inside):
+        reason = f"it speaks of regions {sorted(inside)}, not of {sorted(satisfying - set(inside)) or 'none'}"
+        return Alignment(accept=False, unmasked_match=False, reason=reason)
     for index, value in inside.items():
         if index in satisfying and value < least:
             reason = f"region {index}: {predicate.say(value)}, at least {predicate.say(least)} needed"

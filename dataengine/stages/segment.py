@@ -6,6 +6,7 @@ Every box of a label is cut and refined on its own, so that an instance can matc
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Sequence
 
 from dataengine.images import Photo
@@ -54,7 +55,7 @@ async def _ground(photo: Photo, index: int, region: DescribedRegion, parts: Part
     grounder = parts.grounder
     inputs = {"photo": photo.digest, "grounder": identity(grounder), "region": region.model_dump(mode="json")}
     boxes = await steps.once(f"ground/{index:03d}", inputs, list[Xyxy], lambda: grounder.ground(photo, region))
-    inside = [_clipped(box, photo) for box in boxes]
+    inside = [_clipped(box, photo) for box in boxes if all(map(math.isfinite, box))]
     return [b for b in inside if b[2] - b[0] >= SMALLEST_BOX and b[3] - b[1] >= SMALLEST_BOX]
 
 
