@@ -152,16 +152,15 @@ class _Worker:
                     self.totals.add(outcome)
                     self.reporter.finished(image, outcome, time.perf_counter() - started)
             finally:
-                if "journal" in folder.__dict__:
-                    self.totals.spent += folder.journal.spent
-                folder.__dict__.clear()  # a long list of images must not keep every journal in memory
+                self.totals.spent += folder.spent
+                folder.release()
 
     async def _one(self, image: Path, folder: RunFolder) -> Outcome | None:
-        if self.settings.overwrite:
-            await asyncio.to_thread(folder.clear)
-        elif await asyncio.to_thread(self._is_done, image, folder):
+        if not self.settings.overwrite and await asyncio.to_thread(self._is_done, image, folder):
             return None
         photo = await asyncio.to_thread(read_photo, image, self.settings.max_side)
+        if self.settings.overwrite:  # not before the photo is read: one that cannot be costs no earlier results
+            await asyncio.to_thread(folder.clear)
         record = await asyncio.to_thread(self._record, photo)
         return await process(photo, folder, record, self.parts, self.settings)
 

@@ -6,6 +6,7 @@ picture's size, and everything is deterministic.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,27 +47,21 @@ def to_lab(rgb: RgbArray) -> npt.NDArray[np.float32]:
     return np.asarray(cv2.cvtColor(rgb.astype(np.float32) / 255, cv2.COLOR_RGB2Lab), dtype=np.float32)
 
 
-def even_regions(rgb: RgbArray, merge_below: float) -> LabelArray:
-    """Partition a picture into regions of even colour, labels 0.. as (H, W).
+def even_regions(rgb: RgbArray, levels: Sequence[float]) -> list[LabelArray]:
+    """Partition a picture into regions of even colour, once for each level; labels 0.. as (H, W).
 
     Mean-shift filtering (Comaniciu & Meer 2002), Felzenszwalb & Huttenlocher's graph segmentation (2004), then
-    neighbours are merged, closest first, while their mean colours differ by less than `merge_below` (in L*a*b*, with
+    neighbours are merged, closest first, while their mean colours differ by less than the level (in L*a*b*, with
     lightness counted 0.7, because shade changes more within a thing than its hue).
     """
     even = cv2.pyrMeanShiftFiltering(np.ascontiguousarray(rgb), 8, 16)
     smallest = max(4, int(rgb.shape[0] * rgb.shape[1] * SMALLEST_REGION))
     labels = felzenszwalb(even, scale=150, sigma=0.5, min_size=smallest)
-    return _merged(labels, to_lab(np.asarray(even, dtype=np.uint8)), merge_below)
+    lab = to_lab(np.asarray(even, dtype=np.uint8))
+    return [_merged(labels, lab, level) for level in levels]
 
 
 def _merged(labels: LabelArray, lab: npt.NDArray[np.float32], merge_below: float) -> LabelArray:
-    regions: Any = graph.RAG(labels)  # type: ignore[no-untyped-call]
-    flat = labels.ravel()
-    counts = np.bincount(flat)
-    totals = np.stack([np.bincount(flat, lab[..., c].ravel()) for c in range(3)], axis=1) * (0.7, 1, 1)
-    for node in regions:
-        regions.nodes[node].update(labels=[node], count=counts[node], total=totals[node])
-
     def distance(rag: Any, a: int, b: int) -> float:
         one, other = rag.nodes[a], rag.nodes[b]
         return float(np.linalg.norm(one["total"] / one["count"] - other["total"] / other["count"]))
@@ -78,20 +73,30 @@ def _merged(labels: LabelArray, lab: npt.NDArray[np.float32], merge_below: float
     def weight(rag: Any, source: int, target: int, neighbour: int) -> dict[str, float]:
         return {"weight": distance(rag, target, neighbour)}
 
-    for a, b in regions.edges:
-        regions.edges[a, b]["weight"] = distance(regions, a, b)
+    regions = _neighbours(labels, lab)
     if regions.number_of_edges() == 0:
         return np.zeros_like(labels)
+    for a, b in regions.edges:
+        regions.edges[a, b]["weight"] = distance(regions, a, b)
     merged = graph.merge_hierarchical(  # type: ignore[no-untyped-call]
-        labels,
-        regions,
-        merge_below,
-        rag_copy=False,
-        in_place_merge=True,
-        merge_func=merge,
-        weight_func=weight,
+        labels, regions, merge_below, rag_copy=False, in_place_merge=True, merge_func=merge, weight_func=weight
     )
     return np.asarray(np.unique(merged, return_inverse=True)[1].reshape(labels.shape), dtype=np.int64)
+
+
+def _neighbours(labels: LabelArray, lab: npt.NDArray[np.float32]) -> Any:
+    """The region adjacency graph (4-connected), each node with its pixel count and colour total."""
+    flat = labels.ravel()
+    counts = np.bincount(flat)
+    totals = np.stack([np.bincount(flat, lab[..., c].ravel()) for c in range(3)], axis=1) * (0.7, 1, 1)
+    regions: Any = graph.RAG()  # type: ignore[no-untyped-call]
+    for node, count in enumerate(counts):
+        regions.add_node(node, labels=[node], count=count, total=totals[node])
+    across = np.stack([labels[:, :-1].ravel(), labels[:, 1:].ravel()])
+    down = np.stack([labels[:-1].ravel(), labels[1:].ravel()])
+    pairs = np.sort(np.concatenate([across, down], axis=1), axis=0)
+    regions.add_edges_from(np.unique(pairs[:, pairs[0] != pairs[1]], axis=1).T.tolist())
+    return regions
 
 
 def colour_indices(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -172,7 +177,7 @@ class Picture:
     @cached_property
     def regions(self) -> LabelArray:
         """The even regions that a person would tell apart, labels (h, w)."""
-        return even_regions(self.rgb, 10)
+        return even_regions(self.rgb, [10])[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from typing import TypeVar
 from dataengine.annotators import Scene, SceneRegion
 from dataengine.errors import DataEngineError, OutputError, StageError
 from dataengine.images import Photo, RgbArray
+from dataengine.masks import Mask
 from dataengine.overlays import prompt_picture
 from dataengine.parts import Parts
 from dataengine.records import (
@@ -33,6 +34,7 @@ from dataengine.records import (
 )
 from dataengine.run_folder import ACCEPTED_DIR, ALL_REGIONS, RunFolder, path_text
 from dataengine.settings import Settings
+from dataengine.stages import all_of
 from dataengine.stages.align import align, align_negative
 from dataengine.stages.compose import broken_rule, broken_text_rule, compose, compose_negatives
 from dataengine.stages.describe import describe
@@ -79,10 +81,17 @@ async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Par
     """
     steps = folder.journal
     await asyncio.to_thread(folder.begin, record, photo)
-    pool = asyncio.create_task(_in_stage("propose", photo, propose(photo, parts, settings, steps)))
+
+    async def proposed() -> list[Mask]:
+        return await _in_stage("propose", photo, propose(photo, parts, settings, steps))
+
+    pool = asyncio.create_task(proposed())
     try:
         described = await _in_stage("describe", photo, describe(photo, parts, settings, steps))
         cuts = await _in_stage("segment", photo, segment(photo, described, pool, parts, settings, steps))
+    except DataEngineError:
+        await asyncio.gather(pool, return_exceptions=True)  # what it computes is kept for the next run
+        raise
     finally:
         pool.cancel()
         await asyncio.gather(pool, return_exceptions=True)
@@ -148,7 +157,7 @@ async def _judge_prompts(run: Run, concept: str, prompts: list[Prompt], refused:
 
     async def judge(index: int) -> tuple[PromptVerification, RgbArray]:
         prompt, reason = prompts[index], refused[index]
-        known = [i for i in prompt.satisfying if i < len(run.scene.regions)]
+        known = [i for i in prompt.satisfying if 0 <= i < len(run.scene.regions)]
         picture = await asyncio.to_thread(prompt_picture, run.photo.view, run.scene.picked(known), prompt.prompt)
         verdict = Alignment(accept=False, unmasked_match=False, reason=reason or "")
         if reason is None:
@@ -157,7 +166,7 @@ async def _judge_prompts(run: Run, concept: str, prompts: list[Prompt], refused:
         path = run.folder.viz_path(concept, index, prompt, verdict.accept)
         return _verification(index, prompt, verdict, path), picture
 
-    judged = await _in_stage("align", run.photo, _all(judge(index) for index in range(len(prompts))))
+    judged = await _in_stage("align", run.photo, all_of(judge(index) for index in range(len(prompts))))
     verifications = [verification for verification, _ in judged]
     run.outcome.prompts[concept] = _counts(verifications)
     summary = _summary(run, concept, prompts, verifications)
@@ -176,7 +185,7 @@ async def _judge_negatives(run: Run, concept: str, negatives: list[Negative], re
             verdict = await align_negative(run.scene, which, negative, run.parts, run.folder.journal)
         return NegativeVerification(**negative.model_dump(), verdict=_said(verdict), reason=verdict.reason)
 
-    judged = await _in_stage("align", run.photo, _all(judge(index) for index in range(len(negatives))))
+    judged = await _in_stage("align", run.photo, all_of(judge(index) for index in range(len(negatives))))
     run.outcome.negatives[concept] = _counts(judged)
     await asyncio.to_thread(run.folder.write_negatives, concept, judged)
 
@@ -264,10 +273,6 @@ async def _each(
         else:
             done[name] = result
     return done, failures
-
-
-async def _all(work: Iterable[Awaitable[T]]) -> list[T]:
-    return list(await asyncio.gather(*work))
 
 
 async def _in_stage(stage: str, photo: Photo, work: Awaitable[T]) -> T:

@@ -5,6 +5,7 @@ Every file is written whole or not at all: into a temporary file beside it, whic
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -34,6 +35,7 @@ from dataengine.records import (
     RunRecord,
     Source,
     Summary,
+    Usage,
 )
 from dataengine.stages.propose import to_rle
 from dataengine.stages.verify import JudgedRegion
@@ -78,7 +80,7 @@ class RunFolder:
 
     def begin(self, record: RunRecord, photo: Photo) -> None:
         """Claim the folder for a run. Results made from other inputs are removed; the journal stays."""
-        if self.record is not None and self.record.fingerprint != record.fingerprint:
+        if self.record is None or self.record.fingerprint != record.fingerprint:
             self._remove_results()
         self._write_json(RUN, record)
         self._write_png(ORIGINAL, photo.rgb)
@@ -92,6 +94,15 @@ class RunFolder:
         self._remove_results()
         for name in (RUN, JOURNAL):
             (self.path / name).unlink(missing_ok=True)
+        self.release()
+
+    @property
+    def spent(self) -> Usage:
+        """Cost of the steps done by this process since the journal was opened."""
+        return self.journal.spent if "journal" in self.__dict__ else Usage()
+
+    def release(self) -> None:
+        """Drop what was read of the files: a long list of images must not keep every journal in memory."""
         self.__dict__.pop("journal", None)
         self.__dict__.pop("record", None)
 
@@ -131,7 +142,7 @@ class RunFolder:
         self._write_png(ALL_REGIONS, numbered(photo.view, [mask for _, mask in kept]))
         self._write_json(f"{ACCEPTED_DIR}/accepted.json", accepted)
         for folder in ("masks", "bboxes"):
-            (self.path / ACCEPTED_DIR / folder).mkdir(exist_ok=True)
+            make_folder(self.path / ACCEPTED_DIR / folder)
         return accepted
 
     def write_concept(self, summary: Summary, concept: str, pictures: Mapping[str, RgbArray]) -> None:
@@ -139,9 +150,7 @@ class RunFolder:
         for path, picture in pictures.items():
             self._write_png(path, picture)
         for verdict in ("ACCEPTED", "REJECTED"):
-            folder = self.path / concept / VIZ / verdict
-            folder.mkdir(parents=True, exist_ok=True)
-            for stray in folder.iterdir():
+            for stray in make_folder(self.path / concept / VIZ / verdict).iterdir():
                 if f"{concept}/{VIZ}/{verdict}/{stray.name}" not in pictures:
                     stray.unlink()
         self._write_json(self.prompts_path(concept), summary.conversational_prompts)
@@ -168,7 +177,8 @@ class RunFolder:
         return f"{concept}/{VIZ}/{verdict}/{index:03d}_{slug(prompt.prompt)}.png"
 
     def _write_json(self, name: str, value: Record | Sequence[Record] | None) -> None:
-        self._write(name, to_json(value).encode())
+        # A model may cut an emoji in half, which JSON can hold and UTF-8 cannot.
+        self._write(name, to_json(value).encode("utf-8", "replace"))
 
     def _write_png(self, name: str, picture: RgbArray) -> None:
         ordered = picture[:, :, ::-1] if picture.ndim == 3 else picture
@@ -193,8 +203,22 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise output_error(error, path) from error
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder, with those above it, where it is not there.
+
+    Raises:
+        OutputError: the disk is full or something is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(error, folder) from error
+    return folder
 
 
 def to_json(value: Record | Sequence[Record] | None) -> str:

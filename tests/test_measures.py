@@ -72,7 +72,7 @@ TABLE = measured(table_scene())
 
 def test_even_regions_of_a_drawn_scene_are_its_shapes() -> None:
     drawing = table_scene()
-    labels = even_regions(drawing.rgb, 10)
+    labels = even_regions(drawing.rgb, [10])[0]
     assert sorted(np.unique(labels)) == list(range(6))
     found = [Mask.from_array(labels == i) for i in range(6)]
     for name in drawing.shapes:
@@ -82,24 +82,24 @@ def test_even_regions_of_a_drawn_scene_are_its_shapes() -> None:
 def test_merging_takes_close_colours_together_and_leaves_far_ones() -> None:
     drawing = Drawing.ground(90, 60, (100, 100, 100)).box("near", (118, 118, 118), 30, 0, 60, 60)
     drawing.box("far", (200, 200, 200), 60, 0, 90, 60)
-    found = [even_regions(drawing.rgb, merge).max() + 1 for merge in (0, 10, 100)]
+    found = [labels.max() + 1 for labels in even_regions(drawing.rgb, [0, 10, 100])]
     assert found[0] >= 3
     assert found[1:] == [2, 1]
 
 
 def test_even_regions_of_a_photo_partition_it_and_repeat() -> None:
     rgb = photograph("coffee", 160)
-    labels = even_regions(rgb, 10)
+    fine, labels, coarse = even_regions(rgb, [0, 10, 40])
     assert labels.shape == rgb.shape[:2]
     assert sorted(np.unique(labels)) == list(range(int(labels.max()) + 1))
     assert 3 <= labels.max() < 120
-    np.testing.assert_array_equal(even_regions(rgb.copy(), 10), labels)
-    assert even_regions(rgb, 0).max() > labels.max() > even_regions(rgb, 40).max()
+    np.testing.assert_array_equal(even_regions(rgb.copy(), [10])[0], labels)
+    assert fine.max() > labels.max() > coarse.max()
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (7, 320), (320, 7)])
 def test_even_regions_of_flat_and_of_tiny_pictures(shape: tuple[int, int]) -> None:
-    assert even_regions(np.full((*shape, 3), 77, np.uint8), 10).max() == 0
+    assert even_regions(np.full((*shape, 3), 77, np.uint8), [10])[0].max() == 0
     noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     assert even_regions(noise, 10).shape == shape
 

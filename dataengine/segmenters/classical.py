@@ -49,8 +49,7 @@ class ClassicalSegmenter:
         small = shrunk(photo.rgb, SIDE)
         smallest = self._min_pixels * small.shape[0] * small.shape[1] / (photo.height * photo.width)
         found: dict[str, Mask] = {}
-        for level in POOL_LEVELS:
-            labels = even_regions(small, level)
+        for labels in even_regions(small, POOL_LEVELS):
             for label, count in enumerate(np.bincount(labels.ravel())):
                 if count >= smallest:
                     mask = Mask.from_array(labels == label)

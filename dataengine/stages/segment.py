@@ -9,12 +9,14 @@ import asyncio
 import math
 from collections.abc import Awaitable, Sequence
 
+from dataengine.errors import StageError
 from dataengine.images import Photo
 from dataengine.journal import Answer, Journal, identity
 from dataengine.masks import Mask, iou_matrix
 from dataengine.parts import Parts
 from dataengine.records import DescribedRegion, Instance, RegionCut, Xyxy
 from dataengine.settings import Settings
+from dataengine.stages import all_of
 from dataengine.stages.propose import to_rle
 
 SMALLEST_BOX = 2.0  # pixels a side
@@ -32,12 +34,14 @@ async def segment(
 
     Masks have the photo's size. A region for which no box is found has no instances.
     """
-    boxes = await asyncio.gather(*(_ground(photo, i, region, parts, steps) for i, region in enumerate(regions)))
+    boxes = await all_of(_ground(photo, i, region, parts, steps) for i, region in enumerate(regions))
     masks = await pool
 
     async def work() -> Answer[list[RegionCut]]:
         flat = [box for of_region in boxes for box in of_region]
         answer = await parts.segmenter.segment(photo, flat) if flat else Answer([])
+        if len(answer.value) != len(flat):
+            raise StageError(f"{photo.path}: the segmenter gave {len(answer.value)} masks for {len(flat)} boxes")
         cuts = await asyncio.to_thread(_refined, photo, regions, boxes, answer.value, masks, settings.iou_threshold)
         return Answer(cuts, answer.usage)
 

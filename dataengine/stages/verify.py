@@ -16,6 +16,7 @@ from dataengine.masks import Mask
 from dataengine.overlays import region_overlay
 from dataengine.parts import Parts
 from dataengine.records import Choice, RegionCut, RegionVerdict
+from dataengine.stages import all_of
 from dataengine.stages.propose import to_mask
 
 SAME_MASK = 0.98  # IoU from which a refined mask is not worth a second picture
@@ -40,7 +41,7 @@ class JudgedRegion:
 
 async def verify(photo: Photo, cuts: Sequence[RegionCut], parts: Parts, steps: Journal) -> list[JudgedRegion]:
     """Judge every region, side by side; in the order of `cuts`."""
-    return list(await asyncio.gather(*(_verify_one(photo, i, cut, parts, steps) for i, cut in enumerate(cuts))))
+    return await all_of(_verify_one(photo, i, cut, parts, steps) for i, cut in enumerate(cuts))
 
 
 async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, steps: Journal) -> JudgedRegion:
@@ -66,7 +67,9 @@ async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, st
         "masks": {choice: mask.digest() for choice, mask in masks.items()},
     }
     verdict = await steps.once(f"verify/{index:03d}", inputs, RegionVerdict, work)
-    if verdict.choice == "neither" or not masks[verdict.choice].area:
+    if verdict.choice != "neither" and not masks[verdict.choice].area:
+        verdict = RegionVerdict(choice="neither", description="", reason=f"the {verdict.choice} mask is empty")
+    if verdict.choice == "neither":
         return JudgedRegion(index, cut.label, verdict)
     return JudgedRegion(index, cut.label, verdict, masks[verdict.choice], tuple(instances[verdict.choice]))
 
