@@ -37,8 +37,12 @@ def main() -> None:
 
 
 def _column(run: Path, concepts: tuple[str, ...]) -> Image.Image:
-    accepted = [sorted((run / concept / "generated_prompts_viz" / "ACCEPTED").glob("*.png"))[:1] for concept in concepts]
-    pictures = [_fitted(path) for path in (run / "all_regions_colored.png", *(path for paths in accepted for path in paths))]
+    accepted = [
+        sorted((run / concept / "generated_prompts_viz" / "ACCEPTED").glob("*.png"))[:1] for concept in concepts
+    ]
+    pictures = [
+        _fitted(path) for path in (run / "all_regions_colored.png", *(path for paths in accepted for path in paths))
+    ]
     column = Image.new("RGB", (COLUMN, sum(p.height for p in pictures) + GAP * (len(pictures) - 1)), "white")
     top = 0
     for picture in pictures:

@@ -1,0 +1,550 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dataengine import engine
+from dataengine.engine import Totals, images_at_once, prepare_output, run
+from dataengine.errors import DataEngineError, OutputError, StageError, UsageError
+from dataengine.pipeline import Outcome, process
+from dataengine.records import Failure, RunRecord, Usage
+from dataengine.run_folder import Failures
+from tests.scenes import Drawing, Rgb
+from tests.scripted import Script, settings, tree, two_things
+
+PER_IMAGE = 17  # calls for an image of `two_things`
+
+
+@dataclass
+class Recorder:
+    """A reporter that keeps what it is told."""
+
+    images: int = 0
+    done: list[str] = field(default_factory=list)
+    skips: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def started(self, images: int) -> None:
+        self.images = images
+
+    def finished(self, image: Path, outcome: Outcome, seconds: float) -> None:
+        assert seconds >= 0
+        self.done.append(image.name)
+
+    def skipped(self, image: Path) -> None:
+        self.skips.append(image.name)
+
+    def failed(self, image: Path, error: DataEngineError) -> None:
+        self.failures.append((image.name, error.reason))
+
+
+def save(path: Path, colour: Rgb = (90, 90, 90)) -> Path:
+    """A photo of one ground colour; equal colours and suffixes make equal files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(Drawing.ground(120, 80, colour).rgb).save(path)
+    return path
+
+
+@dataclass
+class World:
+    """A folder of photos and an output folder; one image at a time, so that the order of calls is known."""
+
+    root: Path
+    script: Script
+    reporter: Recorder = field(default_factory=Recorder)
+
+    @property
+    def out(self) -> Path:
+        return self.root / "out"
+
+    def go(self, *names: str, version: str = "1", **other: Any) -> Totals:
+        self.reporter = Recorder()
+        self.out.mkdir(exist_ok=True)
+        chosen = settings(**{"concepts": ("entities", "spatial"), "concurrency": 1, **other})
+        parts = self.script.parts(version, local=True)
+        images = [self.root / name for name in names]
+        return asyncio.run(run(images, self.out, parts, chosen, self.reporter))
+
+    @property
+    def calls(self) -> int:
+        return self.script.made.total()
+
+    def folders(self) -> dict[str, str]:
+        """The source of every run folder by the folder's name without its prefix."""
+        found = {}
+        for path in sorted(self.out.glob("out_region_refine_*/run.json")):
+            source = Path(RunRecord.model_validate_json(path.read_bytes()).source.path)
+            found[path.parent.name.removeprefix("out_region_refine_")] = str(source.relative_to(self.root))
+        return found
+
+    def failures(self) -> list[Failure]:
+        return Failures(self.out).read()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, two_things())
+
+
+# What is done, skipped and failed.
+
+
+def test_totals_count_every_image_and_what_it_gave(world: World) -> None:
+    names = [save(world.root / f"{i}.png", (i, i, i)).name for i in range(3)]
+    world.script.usage = Usage(input_tokens=2, output_tokens=1, usd=0.25, calls=1)
+    totals = world.go(*names)
+    assert (totals.done, totals.failed, totals.skipped, totals.regions, totals.accepted) == (3, 0, 0, 6, 6)
+    assert totals.prompts == {"entities": (6, 3), "spatial": (6, 3)}
+    assert totals.negatives == (6, 6)
+    assert totals.spent == Usage(input_tokens=102, output_tokens=51, usd=12.75, calls=3 * PER_IMAGE)
+    assert totals.seconds > 0
+    assert (world.reporter.images, world.reporter.done) == (3, names)
+    assert not (world.out / "failures.jsonl").exists()
+
+
+def test_what_is_complete_is_skipped_and_costs_nothing(world: World) -> None:
+    names = [save(world.root / f"{i}.png", (i, i, i)).name for i in range(3)]
+    world.script.usage = Usage(calls=1)
+    world.go(*names[:2])
+    before = tree(world.out)
+    totals = world.go(*names)
+    assert (totals.done, totals.skipped, totals.failed) == (1, 2, 0)
+    assert (world.reporter.images, world.reporter.skips, world.reporter.done) == (3, names[:2], names[2:])
+    assert totals.spent.calls == PER_IMAGE
+    assert world.calls == 3 * PER_IMAGE
+    assert before.items() <= tree(world.out).items()
+
+
+def test_an_image_that_was_only_touched_is_skipped(world: World) -> None:
+    os.utime(save(world.root / "a.png"), ns=(1, 1))
+    world.go("a.png")
+    os.utime(world.root / "a.png", ns=(2, 2))
+    assert world.go("a.png").skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "asked"),
+    [
+        ({"version": "2"}, PER_IMAGE),
+        ({"iou_threshold": 0.4}, 1),  # the cuts; what follows from the same masks is in the journal
+        ({"negatives": False}, None),
+        ({"concepts": ("spatial",)}, None),
+        ({"concurrency": 8}, None),
+        ({"concepts": ("entities", "spatial", "physics")}, 2),
+    ],
+)
+def test_what_changes_results_is_done_again_and_asks_only_what_it_must(
+    world: World, change: dict[str, Any], asked: int | None
+) -> None:
+    save(world.root / "a.png")
+    world.go("a.png")
+    before = world.calls
+    totals = world.go("a.png", **change)
+    assert (totals.skipped, totals.done) == ((1, 0) if asked is None else (0, 1))
+    assert world.calls - before == (asked or 0)
+
+
+def test_overwriting_asks_everything_again(world: World) -> None:
+    save(world.root / "a.png")
+    world.go("a.png")
+    (world.out / "out_region_refine_a" / "mine.txt").write_text("kept")
+    totals = world.go("a.png", overwrite=True)
+    assert (totals.done, totals.skipped, world.calls) == (1, 0, 2 * PER_IMAGE)
+    assert (world.out / "out_region_refine_a" / "mine.txt").exists()
+
+
+def test_overwriting_with_a_photo_that_cannot_be_read_keeps_the_results(world: World) -> None:
+    save(world.root / "a.png")
+    world.go("a.png")
+    before = tree(world.out / "out_region_refine_a")
+    (world.root / "a.png").write_bytes(b"")
+    assert world.go("a.png", overwrite=True).failed == 1
+    assert tree(world.out / "out_region_refine_a") == before
+
+
+def test_new_content_under_the_same_path_is_done_again(world: World) -> None:
+    save(world.root / "a.png", (1, 1, 1))
+    world.go("a.png")
+    save(world.root / "a.png", (2, 2, 2))
+    totals = world.go("a.png")
+    assert (totals.done, world.calls, world.folders()) == (1, 2 * PER_IMAGE, {"a": "a.png"})
+    with Image.open(world.out / "out_region_refine_a" / "original_image.png") as image:
+        assert image.getpixel((0, 0)) == (2, 2, 2)
+    assert world.go("a.png").skipped == 1
+
+
+def test_a_folder_that_lost_a_file_is_completed_from_its_journal(world: World) -> None:
+    save(world.root / "a.png")
+    world.go("a.png")
+    before = tree(world.out)
+    (world.out / "out_region_refine_a" / "spatial" / "summary.json").unlink()
+    assert world.go("a.png").done == 1
+    assert (tree(world.out), world.calls) == (before, PER_IMAGE)
+
+
+def test_every_failure_is_listed_and_the_others_go_on(world: World) -> None:
+    """The published engine ends the whole directory with the first call that fails."""
+    save(world.root / "good.png")
+    save(world.root / "stopped.png", (1, 2, 3))
+    (world.root / "empty.jpg").write_bytes(b"")
+    (world.root / "text.jpg").write_text("not an image at all")
+    (world.root / "cut.png").write_bytes((world.root / "good.png").read_bytes()[:90])
+    save(world.root / "last.png", (3, 2, 1))
+    world.script.fails = {"verify/left thing": [StageError("429 after 5 tries", hint="Wait", reason="quota")]}
+    names = ["empty.jpg", "text.jpg", "gone.jpg", "cut.png", "stopped.png", "good.png", "last.png"]
+    totals = world.go(*names)
+    assert (totals.done, totals.failed, totals.skipped) == (2, 5, 0)
+    listed = [(Path(f.image).name, f.stage, f.reason) for f in world.failures()]
+    assert listed == [
+        ("empty.jpg", "read", "empty_file"),
+        ("text.jpg", "read", "not_an_image"),
+        ("gone.jpg", "read", "missing"),
+        ("cut.png", "read", "truncated"),
+        ("stopped.png", "verify", "quota"),
+    ]
+    assert [(name, reason) for name, _, reason in listed] == world.reporter.failures
+    assert world.failures()[-1].image == str(world.root / "stopped.png")
+    assert world.failures()[-1].message == "429 after 5 tries. Wait"
+    assert world.reporter.done == ["good.png", "last.png"]
+
+
+def test_a_failure_is_dropped_once_its_image_is_done(world: World) -> None:
+    for name in ("a.png", "b.png"):
+        save(world.root / name, (len(name), ord(name[0]), 0))
+    world.script.fails = {"align/Segment the entities one": [StageError("no"), StageError("no")]}
+    assert world.go("a.png", "b.png").failed == 2
+    before = world.calls
+    assert [Path(f.image).name for f in world.failures()] == ["a.png", "b.png"]
+    assert world.go("b.png").done == 1
+    assert [Path(f.image).name for f in world.failures()] == ["a.png"]
+    assert world.go("a.png").done == 1
+    assert not (world.out / "failures.jsonl").exists()
+    assert world.calls - before == 2  # just what failed
+
+
+def test_what_fails_again_is_listed_once(world: World) -> None:
+    for _ in range(2):
+        assert world.go("gone.png").failed == 1
+    assert len(world.failures()) == 1
+
+
+def test_an_unexpected_exception_in_a_part_is_a_listed_failure(world: World) -> None:
+    names = [save(world.root / f"{i}.png", (i, i, i)).name for i in range(2)]
+    world.script.fails = {"segment": [ZeroDivisionError("by\nzero")]}
+    assert world.go(*names).done == 1
+    (failure,) = world.failures()
+    assert (failure.stage, failure.reason) == ("segment", "stage_failed")
+    assert "segment failed: ZeroDivisionError: by\\nzero" in failure.message
+
+
+def test_a_fault_of_ours_in_one_image_is_a_listed_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [save(world.root / f"{i}.png", (i, i, i)).name for i in range(2)]
+
+    async def faulty(photo: Any, *rest: Any) -> Outcome:
+        if photo.path.name == "0.png":
+            raise AttributeError("oops")
+        return await process(photo, *rest)
+
+    monkeypatch.setattr(engine, "process", faulty)
+    totals = world.go(*names)
+    assert (totals.done, totals.failed) == (1, 1)
+    (failure,) = world.failures()
+    assert failure.stage == "run"
+    assert "AttributeError: oops" in failure.message
+
+
+def test_no_image_is_no_failure(world: World) -> None:
+    assert world.go().done == 0
+
+
+def test_what_a_failed_image_cost_is_counted(world: World) -> None:
+    save(world.root / "a.png")
+    world.script.usage = Usage(calls=1)
+    world.script.fails = {"align/Segment the entities one": [StageError("no")]}
+    assert world.go("a.png").spent.calls == PER_IMAGE - 1
+    assert world.go("a.png").spent.calls == 1
+
+
+# Which image has which folder.
+
+
+def eight(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+
+
+@pytest.fixture
+def twins(world: World) -> World:
+    """a.jpg and a.png, done."""
+    save(world.root / "a.jpg", (10, 10, 10))
+    save(world.root / "a.png", (20, 20, 20))
+    world.go("a.jpg", "a.png")
+    assert world.folders() == {"a": "a.jpg", f"a__{eight(world.root / 'a.png')}": "a.png"}
+    return world
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "a.png"], ["a.png"], ["a.jpg"], ["a.png", "a.jpg"]])
+def test_two_images_of_one_stem_keep_a_folder_each(twins: World, names: list[str]) -> None:
+    """In the published engine they share one."""
+    before, calls = twins.folders(), twins.calls
+    assert twins.go(*names).skipped == len(names)
+    assert (twins.folders(), twins.calls) == (before, calls)
+
+
+@pytest.mark.parametrize("names", [["a.bmp", "a.jpg", "a.png"], ["a.bmp"], ["a.bmp", "a.png"]])
+def test_a_new_image_that_sorts_first_takes_no_folder_of_another(twins: World, names: list[str]) -> None:
+    before = twins.folders()
+    save(twins.root / "a.bmp", (30, 30, 30))
+    assert twins.go(*names).skipped == len(names) - 1
+    after = before | {f"a__{eight(twins.root / 'a.bmp')}": "a.bmp"}
+    assert twins.folders() == after
+    assert twins.go("a.bmp", "a.jpg", "a.png").skipped == 3
+    assert twins.folders() == after
+
+
+@pytest.mark.parametrize("names", [["new/a.jpg", "new/a.png"], ["new/a.png"], ["new/a.png", "new/a.jpg"]])
+def test_images_that_were_moved_keep_their_folders(twins: World, names: list[str]) -> None:
+    before, calls = set(twins.folders()), twins.calls
+    (twins.root / "new").mkdir()
+    for name in ("a.jpg", "a.png"):
+        (twins.root / name).rename(twins.root / "new" / name)
+    for _ in range(2):
+        assert twins.go(*names).skipped == len(names)
+    assert (set(twins.folders()), twins.calls) == (before, calls)
+
+
+def test_of_two_images_one_that_is_moved_and_one_that_is_not(twins: World) -> None:
+    before, calls = set(twins.folders()), twins.calls
+    (twins.root / "new").mkdir()
+    (twins.root / "a.jpg").rename(twins.root / "new" / "a.jpg")
+    assert twins.go("a.png", "new/a.jpg").skipped == 2
+    assert (set(twins.folders()), twins.calls) == (before, calls)
+
+
+def test_a_copy_beside_the_original_gets_its_own_folder(world: World) -> None:
+    save(world.root / "one" / "a.png")
+    world.go("one/a.png")
+    save(world.root / "two" / "a.png")
+    assert world.go("two/a.png").done == 1
+    wanted = {"a": "one/a.png", f"a__{eight(world.root / 'one/a.png')}": "two/a.png"}
+    assert world.folders() == wanted
+    assert world.go("one/a.png", "two/a.png").skipped == 2
+    assert world.folders() == wanted
+
+
+@pytest.mark.parametrize("given", [[0], [1], [2], [3], [2, 0], [1, 3], [3, 2, 1, 0], [0, 1, 2, 3]])
+def test_identical_files_keep_a_folder_each(world: World, given: list[int]) -> None:
+    names = [str(save(world.root / f"{i}" / "a.png").relative_to(world.root)) for i in range(4)]
+    world.go(*names)
+    digest = eight(world.root / names[0])
+    before = {"a": names[0], f"a__{digest}": names[1], f"a__{digest}_2": names[2], f"a__{digest}_3": names[3]}
+    assert world.folders() == before
+    assert world.go(*(names[i] for i in given)).skipped == len(given)
+    assert (world.folders(), world.calls) == (before, 4 * PER_IMAGE)
+
+
+def test_a_stem_that_looks_like_another_s_second_folder(twins: World) -> None:
+    name = f"a__{eight(twins.root / 'a.png')}.png"
+    save(twins.root / name, (40, 40, 40))
+    before = twins.folders()
+    assert twins.go(name).done == 1
+    after = before | {f"{Path(name).stem}__{eight(twins.root / name)}": name}
+    assert twins.folders() == after
+    assert twins.go(name, "a.jpg", "a.png").skipped == 3
+
+
+def test_new_content_keeps_the_second_folder(twins: World) -> None:
+    before = twins.folders()
+    save(twins.root / "a.png", (50, 50, 50))
+    assert twins.go("a.png").done == 1
+    assert twins.folders() == before
+
+
+def test_the_second_keeps_its_folder_where_the_first_could_not_be_read(world: World) -> None:
+    (world.root / "a.jpg").write_bytes(b"")
+    save(world.root / "a.png")
+    world.go("a.jpg", "a.png")
+    save(world.root / "a.jpg", (1, 1, 1))
+    assert world.go("a.jpg", "a.png").skipped == 1
+    assert world.folders() == {"a": "a.jpg", f"a__{eight(world.root / 'a.png')}": "a.png"}
+
+
+@pytest.mark.parametrize("original", ["there", "gone"])
+def test_an_image_that_is_not_there_takes_no_folder(world: World, original: str) -> None:
+    save(world.root / "a.png")
+    world.go("a.png")
+    before = tree(world.out / "out_region_refine_a")
+    if original == "gone":
+        (world.root / "a.png").unlink()
+    for name, done in (("other/a.png", False), ("a.png", original == "there")):
+        assert (world.go(name).skipped, world.reporter.failures) == (
+            (1, []) if done else (0, [(Path(name).name, "missing")])
+        )
+        assert tree(world.out / "out_region_refine_a") == before
+
+
+@pytest.mark.parametrize("stem", ["写真 🐈", "new\nline", os.fsdecode(b"bad\xff"), "x" * 240, "-", "a.b..c"])
+def test_odd_names_are_done_and_skipped_like_others(world: World, stem: str) -> None:
+    save(world.root / f"{stem}.png")
+    assert world.go(f"{stem}.png").done == 1
+    assert world.go(f"{stem}.png").skipped == 1
+    assert world.go("none of this name.png").failed == 1
+
+
+# Output that cannot be written.
+
+
+class Disk:
+    """A disk that is full from the n-th write on: it takes half of what is written."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, out: Path, after: int) -> None:
+        self.left = after
+        write_bytes, write = Path.write_bytes, os.write
+
+        def on_path(path: Path, data: Any) -> int:
+            if out in path.parents and self._is_full():
+                write_bytes(path, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write_bytes(path, data)
+
+        def on_handle(handle: int, data: bytes) -> int:
+            return write(handle, data[: len(data) // 2] if self._is_full() else data)
+
+        patch.setattr(Path, "write_bytes", on_path)
+        patch.setattr("dataengine.journal.os.write", on_handle)
+
+    def _is_full(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize("after", [*range(0, 44, 3), 60])
+def test_a_full_disk_stops_the_run_and_with_room_made_it_goes_on(world: World, tmp_path: Path, after: int) -> None:
+    names = [save(tmp_path / f"{i}.png", (i, i, i)).name for i in range(3)]
+    whole = World(tmp_path / "whole", two_things())
+    whole.root.mkdir()
+    for name in names:
+        (whole.root / name).write_bytes((tmp_path / name).read_bytes())
+    whole.go(*names)
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, world.out, after)
+        with pytest.raises(OutputError, match="disk full") as caught:
+            world.go(*names)
+    assert caught.value.reason == "disk_full"
+    assert not list(world.out.rglob("*.tmp"))
+    paid = sum(path.read_bytes().count(b"\n") for path in world.out.glob("*/journal.jsonl"))
+    before = world.calls
+    world.go(*names)
+    assert world.calls - before == 3 * PER_IMAGE - paid
+    assert _without_paths(tree(world.out)) == _without_paths(tree(whole.out))
+
+
+def _without_paths(files: dict[str, object]) -> dict[str, object]:
+    """What was written from two copies of the same photos, without the places of the copies."""
+    named = {name: content for name, content in files.items() if not name.endswith("run.json")}
+    return {n: {**c, "image_path": ""} if isinstance(c, dict) else c for n, c in named.items()}
+
+
+def test_a_failure_that_cannot_be_listed_stops_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(failures: Failures, failure: Failure) -> None:
+        raise OutputError("disk full", reason="disk_full")
+
+    monkeypatch.setattr(Failures, "add", full)
+    with pytest.raises(OutputError):
+        world.go("gone.png")
+
+
+# The output folder.
+
+
+@pytest.mark.parametrize("name", ["new", "new/deeper", "there"])
+def test_the_output_folder_is_made_and_left_empty(tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").mkdir()
+    prepare_output(tmp_path / name)
+    assert list((tmp_path / name).iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "file/far/below"])
+def test_a_file_in_the_way_is_said_before_anything_is_started(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="a file is in the way"):
+        prepare_output(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("method", ["mkdir", "write_bytes"])
+@pytest.mark.parametrize(
+    ("code", "kind", "words"),
+    [
+        (errno.EACCES, UsageError, "Permission denied"),
+        (errno.EROFS, UsageError, "Read-only file system"),
+        (errno.ENOSPC, OutputError, "disk full"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, code: int, kind: type[DataEngineError], words: str
+) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(kind, match=words):
+        prepare_output(tmp_path / "out")
+    monkeypatch.undo()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+# How many at once.
+
+
+@pytest.mark.parametrize(
+    ("local", "concurrency", "cores", "images"),
+    [
+        (True, 32, 4, 4),
+        (True, 3, 4, 3),
+        (True, 1, 4, 1),
+        (True, 32, None, 1),
+        (False, 32, 4, 8),
+        (False, 1024, 1, 256),
+        (False, 8, 4, 2),
+        (False, 1, 4, 2),
+    ],
+)
+def test_images_at_once(
+    monkeypatch: pytest.MonkeyPatch, local: bool, concurrency: int, cores: int | None, images: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert images_at_once(Script().parts(local=local), settings(concurrency=concurrency)) == images
+
+
+@pytest.mark.parametrize(("concurrency", "most"), [(8, 2), (16, 4), (32, 5)])
+def test_images_are_under_way_together(tmp_path: Path, concurrency: int, most: int) -> None:
+    names = [save(tmp_path / f"{i}.png", (i, i, i)) for i in range(5)]
+    script = Script(seconds=0.15)  # describing and proposing, and no more
+    chosen = settings(concurrency=concurrency)
+    (tmp_path / "out").mkdir()
+    totals = asyncio.run(run(names, tmp_path / "out", script.parts(), chosen, Recorder()))
+    assert totals.done == 5
+    assert script.most == 2 * most
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_who_answers_first_changes_nothing(tmp_path: Path, turned: bool) -> None:
+    names = [save(tmp_path / f"{i}.png", (i, i, i)) for i in range(4)]
+    at_once, spread = two_things(), two_things()
+
+    def made(script: Script, out: Path) -> dict[str, object]:
+        out.mkdir()
+        asyncio.run(run(names, out, script.parts(), settings(concepts=("entities", "spatial")), Recorder()))
+        return tree(out)
+
+    wanted = made(at_once, tmp_path / "one")
+    spread.slow = {call: 0.002 * i for i, call in enumerate(sorted(at_once.made, reverse=turned))}
+    assert made(spread, tmp_path / "two") == wanted
