@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dataengine import __version__
-from dataengine.errors import DataEngineError
+from dataengine.errors import DataEngineError, one_line
 
 if TYPE_CHECKING:
     from dataengine.settings import Settings
@@ -38,8 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; run the same command again to go on where it was", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        sys.stderr.close()
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - or Python complains when it flushes at exit
         return 1
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line; its commands' parsers are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and leave with exit code 2."""
+        self.exit(2, one_line(f"error: {message}. See: {self.prog} --help") + "\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, **looks(name, text))
 
-    top = argparse.ArgumentParser("dataengine", **looks("", DESCRIPTION))
+    top = Parser("dataengine", **looks("", DESCRIPTION))
     top.add_argument("--version", action="version", version=f"dataengine {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run_flags(command("run", "Make a run folder for every photo."))
@@ -96,7 +105,7 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     parts.add_argument("--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 checkpoint")
 
     how = run.add_argument_group("how")
-    how.add_argument("--settings", type=Path, metavar="FILE.toml", help="any of these flags as keys; flags win")
+    how.add_argument("--settings", type=Path, metavar="FILE.toml", help="flags from here on, as keys; flags given win")
     concepts = "of entities, spatial, relations, affordances, physics (all)"
     how.add_argument("--concepts", default=absent, metavar="A,B", help=concepts)
     how.add_argument(
@@ -127,38 +136,40 @@ def _export_flags(export: argparse.ArgumentParser) -> None:
     export.add_argument(
         "--path_mode", choices=("relative", "absolute"), default="relative", help="default: %(default)s"
     )
+    export.add_argument("--format", default="convseg", metavar="NAME", help="default: %(default)s")
     export.add_argument("--include_negatives", action="store_true", help="add negatives, with an all-black mask")
 
 
 def run_command(options: argparse.Namespace) -> int:
     """`dataengine run`."""
+    from dataengine.images import list_images
     from dataengine.settings import load_settings
 
     flags = {k: v for k, v in vars(options).items() if k not in ("command", "input", "output_dir", "settings")}
     settings = load_settings(flags, options.settings)
-    code = run_engine(options.input, options.output_dir, settings)
-    if code != 2:
-        _next(f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir {quoted(Path('export'))}")
+    images = list_images(options.input, recursive=settings.recursive)
+    code = run_engine(images, options.output_dir, settings)
+    _next(f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir export")
     return code
 
 
-def run_engine(source: str, output_dir: Path, settings: Settings) -> int:
-    """List, build, run and report; the exit code."""
+def run_engine(images: Sequence[Path], output_dir: Path, settings: Settings) -> int:
+    """Build the parts, run and report; the exit code."""
     import asyncio
 
     from dataengine.console import BarReporter, PlainReporter, print_totals, progress_bar
-    from dataengine.engine import prepare_output, run
-    from dataengine.images import list_images
+    from dataengine.engine import run
+    from dataengine.output_folder import locked, prepare_output
     from dataengine.parts import build
 
-    images = list_images(source, recursive=settings.recursive, skip=output_dir)
     parts = build(settings)
     prepare_output(output_dir)
-    if sys.stderr.isatty():
-        with progress_bar() as bar:
-            totals = asyncio.run(run(images, output_dir, parts, settings, BarReporter(bar)))
-    else:
-        totals = asyncio.run(run(images, output_dir, parts, settings, PlainReporter()))
+    with locked(output_dir):
+        if sys.stderr.isatty():
+            with progress_bar() as bar:
+                totals = asyncio.run(run(images, output_dir, parts, settings, BarReporter(bar)))
+        else:
+            totals = asyncio.run(run(images, output_dir, parts, settings, PlainReporter()))
     print_totals(totals, output_dir)
     return 1 if totals.failed else 0
 
@@ -166,9 +177,9 @@ def run_engine(source: str, output_dir: Path, settings: Settings) -> int:
 def export_command(options: argparse.Namespace) -> int:
     """`dataengine export`."""
     from dataengine.console import print_export
-    from dataengine.exporters.convseg import export
+    from dataengine.exporters import exporter
 
-    manifest = export(
+    manifest = exporter(options.format)(
         options.runs_root,
         options.out_dir,
         mode=options.mode,
@@ -183,20 +194,20 @@ def demo_command(options: argparse.Namespace) -> int:
     """`dataengine demo`."""
     from dataengine.console import print_export, say
     from dataengine.demo import write_photos
-    from dataengine.exporters.convseg import export
+    from dataengine.exporters import exporter
+    from dataengine.output_folder import prepare_output
+    from dataengine.run_folder import example_pictures
     from dataengine.settings import load_settings
 
     root: Path = options.output_dir
-    photos, runs, out = root / "photos", root / "runs", root / "export"
-    write_photos(photos)
-    code = run_engine(str(photos), runs, load_settings({"preset": "offline"}))
-    print_export(export(runs, out))
-    overlays = sorted(runs.glob("*/all_regions_colored.png"))
-    accepted = sorted(runs.glob("*/*/generated_prompts_viz/ACCEPTED/*.png"))
-    for picture in (*overlays[:1], *accepted[:1]):
+    prepare_output(root)
+    code = run_engine(write_photos(root / "photos"), root / "runs", load_settings({"preset": "offline"}))
+    print_export(exporter("convseg")(root / "runs", root / "export"))
+    pictures = example_pictures(root / "runs")
+    for picture in pictures:
         say(f"Look at {quoted(picture)}")
-    example = overlays[0].parent
-    _next(f"dataengine show {quoted(example)}")
+    for overlay in pictures[:1]:
+        _next(f"dataengine show {quoted(overlay.parent)}")
     return code
 
 
@@ -212,10 +223,14 @@ COMMANDS = {"run": run_command, "export": export_command, "demo": demo_command, 
 
 
 def quoted(path: Path) -> str:
-    """A path as it can be typed in a shell."""
+    """A path as it can be typed in a shell, on one line."""
     import shlex
 
-    return shlex.quote(str(path))
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = one_line(text.replace("\\", "\\\\").replace("'", "\\'"))
+    return f"$'{escaped}'"
 
 
 def _next(command: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -23,9 +22,10 @@ from rich.text import Text
 
 from dataengine.engine import Totals
 from dataengine.errors import DataEngineError, UsageError, one_line
+from dataengine.output_folder import FAILURES
 from dataengine.pipeline import Outcome
 from dataengine.records import CONCEPTS, ExportManifest, NegativeVerification, RunRecord, Summary, Usage
-from dataengine.run_folder import NEGATIVES, SUMMARY, read_record
+from dataengine.run_folder import NEGATIVES, SUMMARY, read_file, read_record
 
 
 def say(text: str) -> None:
@@ -138,7 +138,7 @@ def print_totals(totals: Totals, output_dir: Path) -> None:
     table.add_row("time", f"{totals.seconds:.1f} s{rate}")
     Console().print(table)
     if totals.failed:
-        say(f"Failed images are listed in {one_line(str(output_dir / 'failures.jsonl'))}; run again to retry them.")
+        say(f"Failed images are listed in {one_line(str(output_dir / FAILURES))}; run again to retry them.")
 
 
 def cost_text(usage: Usage) -> str:
@@ -173,15 +173,12 @@ def print_run_folder(folder: Path) -> None:
         )
     console = Console()
     _print_head(console, record)
-    shown = False
-    for concept in CONCEPTS:
-        path = folder / concept / SUMMARY
-        if path.exists():
-            summary = Summary.model_validate_json(path.read_bytes())
-            if not shown:
-                _print_regions(console, summary)
-            _print_prompts(console, concept, summary)
-            shown = True
+    summaries = {concept: read_file(folder / concept / SUMMARY, Summary) for concept in CONCEPTS}
+    made = {concept: summary for concept, summary in summaries.items() if summary is not None}
+    for summary in list(made.values())[:1]:
+        _print_regions(console, summary)
+    for concept, summary in made.items():
+        _print_prompts(console, concept, summary)
     _print_negatives(console, folder)
 
 
@@ -214,9 +211,7 @@ def _print_prompts(console: Console, concept: str, summary: Summary) -> None:
 def _print_negatives(console: Console, folder: Path) -> None:
     table = Table("verdict", "prompt", "concept", "reason", title="Negatives: nothing fits", title_justify="left")
     for concept in CONCEPTS:
-        path = folder / NEGATIVES / f"{concept}.json"
-        for plain in json.loads(path.read_bytes()) if path.exists() else ():
-            entry = NegativeVerification.model_validate(plain)
+        for entry in read_file(folder / NEGATIVES / f"{concept}.json", list[NegativeVerification]) or ():
             table.add_row(_verdict(entry.verdict), *map(_cell, (entry.prompt, concept, entry.reason)))
     if table.row_count:
         console.print(table)

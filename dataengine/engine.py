@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import time
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Protocol
 
 from dataengine import __version__
-from dataengine.errors import DataEngineError, ImageError, OutputError, StageError, UsageError, output_error
+from dataengine.errors import DataEngineError, ImageError, OutputError, StageError
 from dataengine.images import Photo, read_photo
 from dataengine.journal import digest
+from dataengine.output_folder import Failures, assign_folders, content_now, source_of
 from dataengine.parts import Parts
 from dataengine.pipeline import Outcome, process
-from dataengine.records import Failure, RunRecord, Usage
-from dataengine.run_folder import Failures, RunFolder, assign_folders, content_now, path_text, source_of
+from dataengine.records import CONCEPTS, Failure, RunRecord, Usage
+from dataengine.run_folder import RunFolder, path_text
 from dataengine.settings import Settings
 
 
@@ -76,20 +78,22 @@ async def run(images: Sequence[Path], output_dir: Path, parts: Parts, settings: 
     """
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "dataengine"))
     started = time.perf_counter()
-    failures = Failures(output_dir)
-    failures.forget(images)
     reporter.started(len(images))
     totals = Totals()
+    failures = Failures(output_dir)
     jobs = zip(images, assign_folders(output_dir, images), strict=True)
-    worker = _Worker(jobs, failures, parts, settings, reporter, totals)
+    slots = asyncio.Semaphore(settings.concurrency)
+    worker = _Worker(jobs, failures, parts, settings, reporter, totals, slots)
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(images_at_once(parts, settings), len(images))):
                 group.create_task(worker.work())
-    except* OutputError as errors:
+    except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     finally:
-        totals.seconds = time.perf_counter() - started
+        with contextlib.suppress(OutputError):  # on a full disk the lines written so far must do
+            failures.save()
+    totals.seconds = time.perf_counter() - started
     return totals
 
 
@@ -98,28 +102,7 @@ def images_at_once(parts: Parts, settings: Settings) -> int:
     in flight, of which one image makes about seven at a time in stages that wait for each other."""
     if parts.annotator.local:
         return min(settings.concurrency, os.cpu_count() or 1)
-    return max(2, settings.concurrency // 4)
-
-
-def prepare_output(output_dir: Path) -> None:
-    """Make the output folder and try to write in it.
-
-    Raises:
-        UsageError: it is a file or cannot be written; OutputError: the disk is full.
-    """
-    probe = output_dir / ".dataengine.tmp"
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0" * 4096)
-        probe.unlink()
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"--output_dir {output_dir}: a file is in the way", hint="Name a folder") from None
-    except OSError as error:
-        failure = output_error(error, output_dir)
-        if failure.reason == "disk_full":
-            probe.unlink(missing_ok=True)
-            raise failure from None
-        raise UsageError(f"--output_dir {output_dir}: {failure.message}", hint="Choose another folder") from None
+    return max(1, settings.concurrency // 4)
 
 
 @dataclass
@@ -132,19 +115,21 @@ class _Worker:
     settings: Settings
     reporter: Reporter
     totals: Totals
+    slots: asyncio.Semaphore
 
     async def work(self) -> None:
         for image, folder in self.jobs:
             started = time.perf_counter()
             try:
                 outcome = await self._one(image, folder)
-            except OutputError:
-                raise
             except DataEngineError as error:
+                if error.reason == "disk_full":
+                    raise
                 self._fail(image, error)
             except Exception as error:  # a fault of ours in one image must not cost the others
                 self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
             else:
+                self.failures.resolve(image)
                 if outcome is None:
                     self.totals.skipped += 1
                     self.reporter.skipped(image)
@@ -161,7 +146,8 @@ class _Worker:
         photo = await asyncio.to_thread(read_photo, image, self.settings.max_side)
         if self.settings.overwrite:  # not before the photo is read: one that cannot be costs no earlier results
             await asyncio.to_thread(folder.clear)
-        record = await asyncio.to_thread(self._record, photo)
+        record = await asyncio.to_thread(self._record, photo, folder)
+        folder.journal.slots = self.slots
         return await process(photo, folder, record, self.parts, self.settings)
 
     def _is_done(self, image: Path, folder: RunFolder) -> bool:
@@ -173,12 +159,15 @@ class _Worker:
         mark = fingerprint(content, self.parts, self.settings)
         return folder.is_complete(mark, self.settings.concepts, self.settings.negatives)
 
-    def _record(self, photo: Photo) -> RunRecord:
+    def _record(self, photo: Photo, folder: RunFolder) -> RunRecord:
+        mark = fingerprint(photo.sha256, self.parts, self.settings)
+        earlier = folder.record.concepts if folder.record and folder.record.fingerprint == mark else []
         return RunRecord(
             dataengine=__version__,
             complete=False,
-            fingerprint=fingerprint(photo.sha256, self.parts, self.settings),
+            fingerprint=mark,
             source=source_of(photo),
+            concepts=[c for c in CONCEPTS if c in {*earlier, *self.settings.concepts}],
             parts=self.parts.records(),
             prompt_digests=prompt_digests(self.parts),
             settings=self.settings.model_dump(mode="json"),

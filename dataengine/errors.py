@@ -25,7 +25,6 @@ class DataEngineError(Exception):
 
     reason = "error"
     stage = ""
-    retryable = False
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str = "", reason: str | None = None) -> None:

@@ -22,8 +22,8 @@ from dataengine.errors import ImageError, UsageError
 RgbArray = npt.NDArray[np.uint8]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-LIST_SUFFIXES = frozenset({".txt", ".list", ".lst"})
 RUN_FOLDER_PREFIX = "out_region_refine_"
+EXPORT_MANIFEST = "export_manifest.json"
 VIEW_SIDE = 768  # long side of what a model sees, as published
 MAX_PIXELS = 178_956_970  # where Pillow calls a file a decompression bomb
 MIN_SIDE = 16
@@ -148,42 +148,49 @@ def _upright_rgb(image: Image.Image) -> RgbArray:
 
 
 def _to_8_bits(values: npt.NDArray[np.generic]) -> RgbArray:
-    """Grey values of 16 bits divided by 257; 32-bit and float ones stretched from their least to their greatest."""
+    """Grey values scaled to 8 bits: those up to 16 bits by the depth that holds them (cameras write 10, 12 and 14 bits
+    in files of 16), others stretched from their least to their greatest."""
     wide = np.nan_to_num(values.astype(np.float64))
     if values.dtype.itemsize == 2 or (wide.min() >= 0 and 255 < wide.max() <= 65535):
-        return np.asarray(wide // 257, dtype=np.uint8)
+        depth = next(bits for bits in (8, 10, 12, 14, 16) if wide.max() < 2**bits)
+        return np.asarray(wide * 255 // (2**depth - 1), dtype=np.uint8)
     span = max(float(wide.max() - wide.min()), 1e-9)
     return np.asarray((wide - wide.min()) / span * 255, dtype=np.uint8)
 
 
-def list_images(source: str, *, recursive: bool = False, skip: Path | None = None) -> list[Path]:
+def list_images(source: str, *, recursive: bool = False) -> list[Path]:
     """The images that `--input` names, sorted, each once.
 
     Args:
         source: an image, a folder, a glob, or a text file with a path a line (relative to the working directory,
             else to the list's own folder).
-        recursive: look into a folder's sub-folders too.
-        skip: a folder never looked into (the output folder).
+        recursive: look into a folder's sub-folders too. Run folders and exports are passed over, by globs as well;
+            a sub-folder that cannot be read is listed itself, so that it fails as an image does.
 
     Raises:
         UsageError: nothing is there, it cannot be read, or it holds no image.
     """
     root = Path(source)
     if _is_dir(root):
-        found = sorted(_walk(root, recursive, skip))
+        found = sorted(_walk(root, recursive))
         if not found:
             deeper = "" if recursive else " (sub-folders are read with --recursive)"
             known = " ".join(sorted(s[1:] for s in SUFFIXES))
             raise UsageError(f"--input {root}: no image in this folder{deeper}", hint=f"Looked for {known}")
     elif root.is_file():
-        found = _read_list(root) if root.suffix.lower() in LIST_SUFFIXES else [root]
+        found = [root] if root.suffix.lower() in SUFFIXES else _read_list(root) or [root]
     else:
         matches = (Path(match) for match in glob.glob(source, recursive=True))  # noqa: PTH207 - also absolute patterns
         images = (p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file())
-        found = sorted(p for p in images if skip is None or skip.resolve() not in p.resolve().parents)
+        found = sorted(p for p in images if not any(map(_is_ours, (p.parent, *p.parent.parents))))
         if not found:
             raise UsageError(f"--input {source}: no such file or folder", hint="Check the path")
     return list(dict.fromkeys(Path(os.path.abspath(p)) for p in found))  # noqa: PTH100 - keeps symbolic links
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a run folder or an export."""
+    return folder.name.startswith(RUN_FOLDER_PREFIX) or (folder / EXPORT_MANIFEST).is_file()
 
 
 def _is_dir(root: Path) -> bool:
@@ -193,7 +200,7 @@ def _is_dir(root: Path) -> bool:
         raise UsageError(f"--input {root}: {error.strerror}", hint="Check the path") from None
 
 
-def _walk(folder: Path, recursive: bool, skip: Path | None) -> Iterator[Path]:
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
     try:
         entries = list(os.scandir(folder))
     except OSError as error:
@@ -203,18 +210,23 @@ def _walk(folder: Path, recursive: bool, skip: Path | None) -> Iterator[Path]:
         if entry.name.startswith("."):  # hidden files; macOS leaves ._photo.jpg beside photo.jpg
             continue
         if entry.is_dir(follow_symlinks=False):
-            ours = entry.name.startswith(RUN_FOLDER_PREFIX) or (skip is not None and path.resolve() == skip.resolve())
-            if recursive and not ours:
-                yield from _walk(path, recursive, skip)
+            if recursive and not _is_ours(path):
+                try:
+                    yield from _walk(path, recursive)
+                except UsageError:
+                    yield path
         elif path.suffix.lower() in SUFFIXES:
             yield path
 
 
 def _read_list(listing: Path) -> list[Path]:
+    """The paths a text file names; none where it is no text."""
     try:
         lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--input {listing}: cannot be read as a list of paths ({error})") from None
+    except UnicodeDecodeError:
+        return []
+    except OSError as error:
+        raise UsageError(f"--input {listing}: cannot be read ({error.strerror})", hint="Check permissions") from None
     named = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not named:
         raise UsageError(f"--input {listing}: no path in this list", hint="Write one path a line")

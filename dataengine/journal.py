@@ -7,6 +7,7 @@ provenance in one. A line cut off by a killed process is dropped when the journa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,6 +40,7 @@ class Journal:
         path: the journal's file; it and its folder are made with the first step.
 
     Attributes:
+        slots: entered while a step's work is done; a semaphore shared by many journals bounds what is in flight.
         spent: cost of the steps done by this object; what was found in the file costs nothing again.
     """
 
@@ -47,6 +49,7 @@ class Journal:
         self._lines: dict[str, dict[str, Any]] = {}
         self._used: dict[str, dict[str, Any]] = {}
         self.spent = Usage()
+        self.slots: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
         if path.exists():
             self._load()
 
@@ -80,12 +83,14 @@ class Journal:
         key = step_key(step, inputs)
         line = self._lines.get(key)
         if line is None or not _is_sound(line, adapter):
-            started = time.perf_counter()
-            answer = await work()
+            async with self.slots:
+                started = time.perf_counter()
+                answer = await work()
+                seconds = time.perf_counter() - started
             line = {
                 "step": step,
                 "key": key,
-                "seconds": round(time.perf_counter() - started, 4),
+                "seconds": round(seconds, 4),
                 "usage": answer.usage.model_dump(),
                 "result": adapter.dump_python(answer.value, mode="json"),
             }
@@ -143,8 +148,9 @@ def _is_sound(line: Mapping[str, Any], adapter: TypeAdapter[Any]) -> bool:
 
 
 def identity(part: Any) -> list[str]:
-    """What tells one part's answers from another's, for a step's inputs."""
-    return [part.name, part.version]
+    """What tells one part's answers from another's, for a step's inputs: name, version and prompt templates."""
+    templates = getattr(part, "templates", {})
+    return [part.name, part.version, *([digest(dict(templates))] if templates else [])]
 
 
 def step_key(step: str, inputs: Mapping[str, object]) -> str:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco
 
+from dataengine.records import Rle
+
 BoolArray = npt.NDArray[np.bool_]
 
 
@@ -57,6 +59,16 @@ class Mask:
         _same_size(masks)
         rle = coco.merge([m._rle for m in masks], intersect=False)
         return cls(masks[0].height, masks[0].width, rle["counts"].decode("ascii"))
+
+    @classmethod
+    def from_rle(cls, rle: Rle) -> Mask:
+        """From its form in JSON."""
+        return cls(rle.size[0], rle.size[1], rle.counts)
+
+    @property
+    def rle(self) -> Rle:
+        """Its form in JSON."""
+        return Rle(size=(self.height, self.width), counts=self.counts)
 
     @property
     def _rle(self) -> dict[str, Any]:

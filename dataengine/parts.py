@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataengine import __version__
@@ -100,9 +102,9 @@ def build(settings: Settings) -> Parts:
     if lacking:
         raise MissingPartError(
             f"preset {settings.preset!r} cannot run here: {'; '.join(lacking)}",
-            hint="To try the engine without models: --preset offline",
+            hint="" if settings.preset == "offline" else "To try the engine without models: --preset offline",
         )
-    return Parts(**{kind: _class(kind, name)(settings) for kind, name in chosen.items()})
+    return Parts(**{kind: _built(kind, name, settings) for kind, name in chosen.items()})
 
 
 def lacks(kind: str, name: str, settings: Settings) -> str:
@@ -119,11 +121,26 @@ def lacks(kind: str, name: str, settings: Settings) -> str:
     return f"needs {' and '.join(missing)}" if missing else ""
 
 
-def _class(kind: str, name: str) -> Any:
+# What the engine reads of a part before it asks it anything.
+_ATTRIBUTES = {
+    "annotator": ("name", "version", "detail", "local", "templates"),
+    "grounder": ("name", "version", "detail", "needs_boxes"),
+    "segmenter": ("name", "version", "detail"),
+}
+
+
+def _built(kind: str, name: str, settings: Settings) -> Any:
     where = name if ":" in name else REGISTRY[kind][name].where
     assert where is not None  # `lacks` has said so already
     module, _, attribute = where.partition(":")
+    if ":" in name and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # a user's own module is most often beside the user
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise MissingPartError(f"{kind} {name!r} cannot be imported: {error}", hint="Check its name") from None
+        part = getattr(importlib.import_module(module), attribute)(settings)
+    except Exception as error:  # other people's code
+        message = f"{kind} {name!r} cannot be built: {type(error).__name__}: {error}"
+        raise MissingPartError(message, hint="Check its name and what it needs") from None
+    missing = [attribute for attribute in _ATTRIBUTES[kind] if not hasattr(part, attribute)]
+    if missing:
+        raise MissingPartError(f"{kind} {name!r} has no attribute {', '.join(missing)}", hint="See CONTRIBUTING.md")
+    return part

@@ -80,7 +80,7 @@ async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Par
         DataEngineError: its `stage` says where.
     """
     steps = folder.journal
-    await asyncio.to_thread(folder.begin, record, photo)
+    await asyncio.to_thread(folder.begin, record)
 
     async def proposed() -> list[Mask]:
         return await _in_stage("propose", photo, propose(photo, parts, settings, steps))
@@ -163,7 +163,7 @@ async def _judge_prompts(run: Run, concept: str, prompts: list[Prompt], refused:
         if reason is None:
             which = f"{concept}/{index:02d}"
             verdict = await align(run.scene, which, prompt, picture, run.parts, run.folder.journal)
-        path = run.folder.viz_path(concept, index, prompt, verdict.accept)
+        path = run.folder.viz_path(concept, index, prompt, _said(verdict))
         return _verification(index, prompt, verdict, path), picture
 
     judged = await _in_stage("align", run.photo, all_of(judge(index) for index in range(len(prompts))))
@@ -183,7 +183,7 @@ async def _judge_negatives(run: Run, concept: str, negatives: list[Negative], re
         if reason is None:
             which = f"{concept}/{index:02d}"
             verdict = await align_negative(run.scene, which, negative, run.parts, run.folder.journal)
-        return NegativeVerification(**negative.model_dump(), verdict=_said(verdict), reason=verdict.reason)
+        return NegativeVerification(**negative.model_dump(), verdict=_said(verdict), reason=_why(verdict))
 
     judged = await _in_stage("align", run.photo, all_of(judge(index) for index in range(len(negatives))))
     run.outcome.negatives[concept] = _counts(judged)
@@ -196,14 +196,20 @@ def _verification(index: int, prompt: Prompt, verdict: Alignment, path: str) -> 
         prompt=prompt.prompt,
         satisfying=prompt.satisfying,
         verdict=_said(verdict),
-        reason=verdict.reason,
+        reason=_why(verdict),
         src_path=path,
         classified_path=path,
     )
 
 
 def _said(verdict: Alignment) -> Verdict:
-    return "ACCEPT" if verdict.accept else "REJECT"
+    return "ACCEPT" if verdict.accept and not verdict.unmasked_match else "REJECT"
+
+
+def _why(verdict: Alignment) -> str:
+    if verdict.accept and verdict.unmasked_match:
+        return f"something outside the masks fits as well: {verdict.reason}"
+    return verdict.reason
 
 
 def _counts(judged: Sequence[PromptVerification | NegativeVerification]) -> tuple[int, int]:

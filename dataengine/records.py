@@ -231,6 +231,7 @@ class RunRecord(Record):
     complete: Annotated[bool, Field(description="true once every requested file is written")]
     fingerprint: Annotated[str, Field(description="digest of all that determines the results")]
     source: Source
+    concepts: Annotated[list[str], Field(description="those made from these inputs, by this run or earlier ones")]
     parts: dict[str, PartRecord]
     prompt_digests: Annotated[dict[str, str], Field(description="SHA-256 of each prompt template used")]
     settings: Annotated[dict[str, object], Field(description="all settings of the command")]

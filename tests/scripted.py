@@ -46,7 +46,8 @@ class Script:
         verdicts: by label, the mask chosen; `initial` where it is not named.
         prompts, negatives: by concept.
         refused: texts of prompts and negatives that are judged wrong.
-        fails: by the name of a call, what its next calls raise at once, one after another; after that it answers.
+        fails: by the name of a call, what its next calls raise, one after another (at once, where they are not slow);
+            then it answers.
         seconds: how long every call takes; slow: by the name of a call, where it takes another time.
         usage: what every call costs.
         made: how often each call was made, failed ones included.
@@ -74,6 +75,7 @@ class Script:
     async def answer(self, call: str, value: T) -> Answer[T]:
         self.made[call] += 1
         if self.fails.get(call):
+            await asyncio.sleep(self.slow.get(call, 0))
             raise self.fails[call].pop(0)
         self._in_flight += 1
         self.most = max(self.most, self._in_flight)

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from dataengine import engine
-from dataengine.engine import Totals, images_at_once, prepare_output, run
-from dataengine.errors import DataEngineError, OutputError, StageError, UsageError
+from dataengine.engine import Totals, images_at_once, run
+from dataengine.errors import DataEngineError, OutputError, StageError
+from dataengine.output_folder import Failures
 from dataengine.pipeline import Outcome, process
 from dataengine.records import Failure, RunRecord, Usage
-from dataengine.run_folder import Failures
 from tests.scenes import Drawing, Rgb
 from tests.scripted import Script, settings, tree, two_things
 
@@ -86,7 +86,7 @@ class World:
         return found
 
     def failures(self) -> list[Failure]:
-        return Failures(self.out).read()
+        return Failures(self.out).listed
 
 
 @pytest.fixture
@@ -376,6 +376,18 @@ def test_the_second_keeps_its_folder_where_the_first_could_not_be_read(world: Wo
     assert world.folders() == {"a": "a.jpg", f"a__{eight(world.root / 'a.png')}": "a.png"}
 
 
+def test_a_copy_takes_no_folder_of_an_image_that_is_asked_for_but_gone(world: World) -> None:
+    (save(world.root / "a.png")).rename(world.root / "kept.png")
+    save(world.root / "a.png")
+    world.go("a.png")
+    (world.root / "a.png").unlink()
+    (world.root / "0").mkdir()
+    (world.root / "kept.png").rename(world.root / "0" / "a.png")
+    totals = world.go("0/a.png", "a.png")
+    assert (totals.done, totals.failed) == (1, 1)
+    assert world.folders() == {"a": "a.png", f"a__{eight(world.root / '0/a.png')}": "0/a.png"}
+
+
 @pytest.mark.parametrize("original", ["there", "gone"])
 def test_an_image_that_is_not_there_takes_no_folder(world: World, original: str) -> None:
     save(world.root / "a.png")
@@ -439,6 +451,7 @@ def test_a_full_disk_stops_the_run_and_with_room_made_it_goes_on(world: World, t
             world.go(*names)
     assert caught.value.reason == "disk_full"
     assert not list(world.out.rglob("*.tmp"))
+    assert all(path.read_bytes()[-1:] in (b"\n", b"") for path in world.out.glob("*/journal.jsonl"))
     paid = sum(path.read_bytes().count(b"\n") for path in world.out.glob("*/journal.jsonl"))
     before = world.calls
     world.go(*names)
@@ -459,46 +472,6 @@ def test_a_failure_that_cannot_be_listed_stops_the_run(world: World, monkeypatch
     monkeypatch.setattr(Failures, "add", full)
     with pytest.raises(OutputError):
         world.go("gone.png")
-
-
-# The output folder.
-
-
-@pytest.mark.parametrize("name", ["new", "new/deeper", "there"])
-def test_the_output_folder_is_made_and_left_empty(tmp_path: Path, name: str) -> None:
-    (tmp_path / "there").mkdir()
-    prepare_output(tmp_path / name)
-    assert list((tmp_path / name).iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["file", "file/below", "file/far/below"])
-def test_a_file_in_the_way_is_said_before_anything_is_started(tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="a file is in the way"):
-        prepare_output(tmp_path / name)
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.parametrize("method", ["mkdir", "write_bytes"])
-@pytest.mark.parametrize(
-    ("code", "kind", "words"),
-    [
-        (errno.EACCES, UsageError, "Permission denied"),
-        (errno.EROFS, UsageError, "Read-only file system"),
-        (errno.ENOSPC, OutputError, "disk full"),
-    ],
-)
-def test_a_folder_that_cannot_be_written_is_said_before_anything_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, code: int, kind: type[DataEngineError], words: str
-) -> None:
-    def refuse(*arguments: object, **named: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(Path, method, refuse)
-    with pytest.raises(kind, match=words):
-        prepare_output(tmp_path / "out")
-    monkeypatch.undo()
-    assert not list(tmp_path.rglob("*.tmp"))
 
 
 # How many at once.

@@ -29,7 +29,7 @@ from dataengine.errors import (
 )
 def test_tree(error: type[DataEngineError], parent: type[DataEngineError], reason: str, exit_code: int) -> None:
     assert issubclass(error, parent)
-    assert (error("x").reason, error("x").exit_code, error("x").retryable) == (reason, exit_code, False)
+    assert (error("x").reason, error("x").exit_code) == (reason, exit_code)
 
 
 @pytest.mark.parametrize(

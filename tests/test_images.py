@@ -314,7 +314,7 @@ def test_a_folder(folder: Path) -> None:
 
 
 def test_a_folder_with_its_sub_folders(folder: Path) -> None:
-    found = relative(list_images(str(folder), recursive=True, skip=folder / "sub" / ".." / "out"), folder)
+    found = relative(list_images(str(folder), recursive=True), folder)
     deeper = ["folder.png/z.png", "sub/c.png", "sub/deep/d.webp"]
     assert sorted(found) == sorted(["b.png", "a.JPG", *ODD_NAMES, *deeper])
     assert "out/y.png" in relative(list_images(str(folder), recursive=True), folder)

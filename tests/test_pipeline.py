@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from dataengine.engine import fingerprint, prompt_digests
 from dataengine.errors import DataEngineError, OutputError, StageError
 from dataengine.images import read_photo
+from dataengine.output_folder import source_of
 from dataengine.pipeline import Outcome, process
 from dataengine.records import (
     CONCEPTS,
@@ -26,7 +27,7 @@ from dataengine.records import (
     Summary,
     Usage,
 )
-from dataengine.run_folder import RunFolder, source_of
+from dataengine.run_folder import RunFolder
 from tests.scenes import Drawing
 from tests.scripted import LEFT, RIGHT, Script, filled, negative, prompt, region, settings, tree, two_things
 
@@ -52,6 +53,7 @@ def go(script: Script, root: Path, name: str = "run", *, version: str = "1", **o
         source=source_of(photo),
         parts=parts.records(),
         prompt_digests=prompt_digests(parts),
+        concepts=list(chosen.concepts),
         settings={},
         note="unfinished",
     )
@@ -332,6 +334,14 @@ def test_running_again_asks_only_what_failed(tmp_path: Path, call: str, stage: s
     assert tree(tmp_path / "run") == tree(tmp_path / "whole")
 
 
+def test_a_pool_on_its_way_is_kept_where_the_description_fails(tmp_path: Path) -> None:
+    script = two_things(fails={"describe": [StageError("no answer")]}, slow={"describe": 0.02, "propose": 0.06})
+    with pytest.raises(StageError):
+        go(script, tmp_path)
+    go(script, tmp_path)
+    assert (script.made["describe"], script.made["propose"]) == (2, 1)
+
+
 @pytest.mark.parametrize("call", ["compose/entities", "align/Segment the entities one"])
 def test_where_one_concept_fails_the_others_are_written(tmp_path: Path, call: str) -> None:
     script = two_things(CONCEPTS, fails={call: [StageError("no answer")]})
@@ -477,6 +487,24 @@ def test_killed_at_any_write_of_a_run_with_other_settings_nothing_old_is_taken_f
         assert {**tree(tmp_path / name), "journal.jsonl": 0} == fresh, n
 
 
+def test_killed_while_old_results_are_removed_nothing_reads_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object, **named: object) -> None:
+        raise KilledError
+
+    go(two_things(), tmp_path)
+    before, old = tree(tmp_path / "run"), record_of(tmp_path / "run").fingerprint
+    monkeypatch.setattr("dataengine.run_folder.shutil.rmtree", killed)
+    with pytest.raises(KilledError):
+        go(two_things(), tmp_path, max_regions=1)
+    monkeypatch.undo()
+    for concept in TWO:
+        assert not RunFolder(tmp_path / "run").is_complete(old, (concept,), False)
+    go(two_things(), tmp_path)
+    assert tree(tmp_path / "run") == before
+
+
 def test_a_folder_that_cannot_be_written_ends_the_run_and_not_just_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -485,7 +513,7 @@ def test_a_folder_that_cannot_be_written_ends_the_run_and_not_just_the_image(
 
     monkeypatch.setattr(RunFolder, "write_concept", refuse)
     with pytest.raises(OutputError, match="disk full"):
-        go(two_things(), tmp_path)
+        go(two_things(fails={"compose/entities": [StageError("no answer")]}), tmp_path)
 
 
 def test_what_fails_says_image_stage_and_cause(tmp_path: Path) -> None:

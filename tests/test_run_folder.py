@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,9 @@ from typing import Any
 import pytest
 
 from dataengine.errors import OutputError
-from dataengine.images import RUN_FOLDER_PREFIX, Photo
 from dataengine.journal import Answer
 from dataengine.records import CONCEPTS, Failure, RunRecord, Source
-from dataengine.run_folder import (
-    Failures,
-    RunFolder,
-    assign_folders,
-    base_name,
-    content_now,
-    make_folder,
-    path_text,
-    read_record,
-    slug,
-    source_of,
-    to_json,
-    write_whole,
-)
-from tests.scenes import Drawing
+from dataengine.run_folder import RunFolder, make_folder, path_text, read_record, slug, to_json, write_whole
 
 RECORD = RunRecord(
     dataengine="0",
@@ -36,6 +20,7 @@ RECORD = RunRecord(
     source=Source(path="/photos/a.jpg", sha256="0", bytes=1, mtime_ns=1, width=2, height=2),
     parts={},
     prompt_digests={},
+    concepts=[],
     settings={},
     note="",
 )
@@ -145,34 +130,6 @@ def test_a_slug_is_short_and_safe(text: str, name: str) -> None:
     assert slug(text) == name
 
 
-@pytest.mark.parametrize(
-    ("stem", "name"),
-    [
-        ("photo", "photo"),
-        ("IMG 0001 (copy)", "IMG 0001 (copy)"),
-        ("фото-é-写真-🐈", "фото-é-写真-🐈"),
-        ("new\nline\ttab\x7f", "new_line_tab_"),
-        ("right\u202eleft", "right_left"),
-        (os.fsdecode(b"bad\xff"), "bad�"),
-    ],
-)
-def test_a_folder_is_named_for_its_photo(stem: str, name: str) -> None:
-    assert base_name(stem) == RUN_FOLDER_PREFIX + name
-
-
-@pytest.mark.parametrize("letter", ["x", "é", "写", "🐈", os.fsdecode(b"\xff")])
-def test_long_names_are_cut_and_stay_apart(tmp_path: Path, letter: str) -> None:
-    stems = [letter * 250 + end for end in ("", "1", "2")]
-    names = [base_name(stem) for stem in stems]
-    assert len(set(names)) == 3
-    for name in names:
-        assert len(os.fsencode(name)) <= 180
-        assert name.startswith(RUN_FOLDER_PREFIX + os.fsencode(letter).decode("utf-8", "replace") * 30)
-        write_whole(tmp_path / f"{name}__12345678" / "run.json", b"")
-    assert base_name("x" * 162) == RUN_FOLDER_PREFIX + "x" * 162
-    assert base_name("x" * 163) != RUN_FOLDER_PREFIX + "x" * 163
-
-
 def test_a_name_that_is_not_unicode_can_be_written_to_json() -> None:
     bad = Path(os.fsdecode(b"/photos/\xff.jpg"))
     assert path_text(bad) == "/photos/�.jpg"
@@ -231,6 +188,9 @@ def test_json_ends_with_a_newline_and_keeps_letters() -> None:
         ("f", "negatives/entities.json", False, True),
         ("f", "physics/summary.json", True, True),  # not asked for
         ("f", "run.json", True, False),
+        ("f", "original_image.png", True, False),
+        ("f", "all_regions_colored.png", True, False),
+        ("f", "accepted_regions/accepted.json", True, False),
     ],
 )
 def test_complete_is_what_was_made_from_these_inputs_and_is_there(
@@ -240,6 +200,8 @@ def test_complete_is_what_was_made_from_these_inputs_and_is_there(
     for concept in CONCEPTS:
         write_whole(tmp_path / concept / "summary.json", b"{}")
         folder.write_negatives(concept, [])
+    for name in ("original_image.png", "all_regions_colored.png", "accepted_regions/accepted.json"):
+        write_whole(tmp_path / name, b"[]")
     folder.finish(RECORD)
     if lost:
         (tmp_path / lost).unlink()
@@ -268,76 +230,3 @@ def test_clearing_leaves_what_is_not_ours(tmp_path: Path) -> None:
 
 
 # Sources.
-
-
-def test_a_photo_that_kept_size_and_time_is_not_read_again(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"data")
-    source = source_of(Photo(path, Drawing.ground(4, 3).rgb, "known"))
-    assert (source.path, source.bytes, source.width, source.height) == (str(path), 4, 4, 3)
-    assert content_now(path, source) == "known"
-    os.utime(path, ns=(1, 1))
-    assert content_now(path, source) == hashlib.sha256(b"data").hexdigest()
-    path.unlink()
-    assert content_now(path, source) is None
-
-
-def test_photos_of_one_stem_get_a_folder_each(tmp_path: Path) -> None:
-    names = ["a.jpg", "a.png", "b.jpg", "d1/a.jpg", "d2/a.jpg"]
-    for name in names:
-        write_whole(tmp_path / name, b"same" if "/" in name else name.encode())
-    folders = assign_folders(tmp_path / "out", [tmp_path / name for name in names])
-    found = [folder.path.name.removeprefix(RUN_FOLDER_PREFIX) for folder in folders]
-    of_png, of_same = (hashlib.sha256(data).hexdigest()[:8] for data in (b"a.png", b"same"))
-    assert found == ["a", f"a__{of_png}", "b", f"a__{of_same}", f"a__{of_same}_2"]
-    assert not (tmp_path / "out").exists()
-
-
-# failures.jsonl
-
-
-def failure(image: str) -> Failure:
-    return Failure(image=image, stage="read", reason="truncated", message="é broken")
-
-
-def test_failures_are_kept_until_their_image_is_tried_again(tmp_path: Path) -> None:
-    failures = Failures(tmp_path)
-    assert failures.read() == []
-    failures.forget([Path("/a.jpg")])
-    assert not failures.path.exists()
-    for name in ("/a.jpg", "/b.jpg", "/c.jpg"):
-        failures.add(failure(name))
-    failures.forget([Path("/b.jpg"), Path("/other.jpg")])
-    assert Failures(tmp_path).read() == [failure("/a.jpg"), failure("/c.jpg")]
-    failures.forget([Path("/a.jpg"), Path("/c.jpg")])
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("torn", [b'{"image": "/b.j', b'{"image": "\xc3', b"\x00\x00", b"{}", b"null\n", b"\n\n"])
-def test_a_line_that_was_cut_off_costs_no_other(tmp_path: Path, torn: bytes) -> None:
-    failures = Failures(tmp_path)
-    failures.add(failure("/a.jpg"))
-    with failures.path.open("ab") as file:
-        file.write(torn)
-    assert failures.read() == [failure("/a.jpg")]
-    failures.forget([])
-    failures.add(failure("/c.jpg"))
-    assert Failures(tmp_path).read() == [failure("/a.jpg"), failure("/c.jpg")]
-
-
-def test_a_name_with_a_newline_or_bad_bytes_stays_one_line(tmp_path: Path) -> None:
-    failures, odd = Failures(tmp_path), Path(os.fsdecode(b"/a\n\xff\xe2\x80\xa8.jpg"))
-    failures.add(failure(path_text(odd)))
-    assert len(failures.path.read_bytes().splitlines()) == 1
-    assert failures.read() == [failure(path_text(odd))]
-    failures.forget([odd])
-    assert failures.read() == []
-
-
-def test_failures_on_a_full_disk_are_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object, **named: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(OutputError, match="disk full"):
-        Failures(tmp_path).add(failure("/a.jpg"))

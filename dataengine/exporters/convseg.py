@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from dataengine.errors import UsageError, output_error
 from dataengine.exporters import Mode, PathMode
 from dataengine.exporters.runs import Run, Sample, find_runs, read_run
-from dataengine.images import RUN_FOLDER_PREFIX
+from dataengine.images import EXPORT_MANIFEST, RUN_FOLDER_PREFIX
 from dataengine.masks import Mask
 from dataengine.records import (
     CONCEPTS,
@@ -32,7 +32,6 @@ from dataengine.records import (
 )
 from dataengine.run_folder import path_text, write_whole
 
-MANIFEST = "export_manifest.json"
 TRAIN_FILE = "dataset.jsonl"
 EVAL_FILE = "items.json"
 IMAGES = "images"
@@ -86,14 +85,14 @@ def export(
 
 
 def _export(folders: list[Path], out: Path, manifest: ExportManifest, earlier: ExportManifest | None) -> ExportManifest:
-    write_whole(out / MANIFEST, _json(manifest))
+    write_whole(out / EXPORT_MANIFEST, _json(manifest))
     writer = _Writer(out, manifest)
     for folder in folders:
         writer.add(read_run(folder, negatives=manifest.include_negatives))
     done = writer.finish()
     if earlier:
         _remove_stale(out, earlier, set(done.written_files))
-    write_whole(out / MANIFEST, _json(done))
+    write_whole(out / EXPORT_MANIFEST, _json(done))
     return done
 
 
@@ -171,7 +170,7 @@ class _Writer:
                 "counts": self._counts(lists),
                 "skipped_reason_counts": dict(sorted(self._skipped.items())),
                 "per_run": self._runs,
-                "written_files": [*images, *self._masks, *lists, MANIFEST],
+                "written_files": [*images, *self._masks, *lists, EXPORT_MANIFEST],
             }
         )
 
@@ -197,13 +196,13 @@ def _earlier_export(out: Path, named: Path) -> ExportManifest | None:
             raise UsageError(f"--out_dir {named}: not a folder", hint="Choose a new or empty folder")
         if all(fnmatch(entry.name, TEMPORARY) for entry in out.iterdir()):
             return None
-        return ExportManifest.model_validate_json((out / MANIFEST).read_bytes())
+        return ExportManifest.model_validate_json((out / EXPORT_MANIFEST).read_bytes())
     except UnicodeEncodeError:
         raise UsageError(f"--out_dir {named}: not a UTF-8 name", hint="Choose another folder") from None
     except PermissionError as error:
         raise UsageError(f"--out_dir {named}: {error.strerror}", hint="Choose another folder") from None
     except (OSError, ValueError):
-        message = f"--out_dir {named}: holds files, and no {MANIFEST} of DataEngine"
+        message = f"--out_dir {named}: holds files, and no {EXPORT_MANIFEST} of DataEngine"
         raise UsageError(message, hint="Choose a new or empty folder") from None
 
 

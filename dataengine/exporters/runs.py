@@ -22,7 +22,7 @@ from dataengine.errors import UsageError
 from dataengine.exporters.pictures import Picture, Size, SkipError, choose_image, is_file, read_json
 from dataengine.masks import BoolArray, Mask
 from dataengine.records import CONCEPTS
-from dataengine.run_folder import ACCEPTED_DIR, NEGATIVES, SUMMARY
+from dataengine.run_folder import ACCEPTED, ACCEPTED_DIR, NEGATIVES, SUMMARY
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class _Masks:
         self._done: dict[int, Mask | SkipError] = {}
         self._regions: dict[int, _Region] | SkipError
         try:
-            self._regions = _regions(folder / ACCEPTED_DIR / "accepted.json")
+            self._regions = _regions(folder / ACCEPTED)
         except SkipError as skip:
             self._regions = skip
 

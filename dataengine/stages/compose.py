@@ -27,7 +27,7 @@ VERBS = frozenset(
         "isolate",
     )
 )
-REGION_NUMBER = re.compile(r"\b(region|area|mask|object|number|index|label)s? #?\d+\b|#\d+", re.IGNORECASE)
+REGION_NUMBER = re.compile(r"\b(region|area|mask|object|index)s? #?\d+\b|#\d+", re.IGNORECASE)
 
 
 async def compose(scene: Scene, concept: str, parts: Parts, steps: Journal) -> list[Prompt]:

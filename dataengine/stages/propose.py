@@ -16,21 +16,11 @@ async def propose(photo: Photo, parts: Parts, settings: Settings, steps: Journal
 
     async def work() -> Answer[list[Rle]]:
         answer = await segmenter.propose(photo)
-        return Answer([to_rle(mask) for mask in answer.value], answer.usage)
+        return Answer([mask.rle for mask in answer.value], answer.usage)
 
     inputs = {
         "photo": photo.digest,
         "segmenter": identity(segmenter),
         "min_pool_pixels": settings.min_pool_pixels,
     }
-    return [to_mask(rle) for rle in await steps.once("propose", inputs, list[Rle], work)]
-
-
-def to_rle(mask: Mask) -> Rle:
-    """A mask as it stands in JSON."""
-    return Rle(size=(mask.height, mask.width), counts=mask.counts)
-
-
-def to_mask(rle: Rle) -> Mask:
-    """A mask from JSON."""
-    return Mask(rle.size[0], rle.size[1], rle.counts)
+    return [Mask.from_rle(rle) for rle in await steps.once("propose", inputs, list[Rle], work)]

@@ -17,7 +17,6 @@ from dataengine.parts import Parts
 from dataengine.records import DescribedRegion, Instance, RegionCut, Xyxy
 from dataengine.settings import Settings
 from dataengine.stages import all_of
-from dataengine.stages.propose import to_rle
 
 SMALLEST_BOX = 2.0  # pixels a side
 
@@ -86,7 +85,7 @@ def _refined(
             better = take_best(mask, left, threshold)
             full = better.resized(photo.height, photo.width) if better is not None else None
             first = mask.resized(photo.height, photo.width)
-            instances.append(Instance(box=box, initial=to_rle(first), refined=to_rle(full) if full else None))
+            instances.append(Instance(box=box, initial=first.rle, refined=full.rle if full else None))
         cuts.append(RegionCut(label=region.label, instances=instances))
     return cuts
 

@@ -17,7 +17,6 @@ from dataengine.overlays import region_overlay
 from dataengine.parts import Parts
 from dataengine.records import Choice, RegionCut, RegionVerdict
 from dataengine.stages import all_of
-from dataengine.stages.propose import to_mask
 
 SAME_MASK = 0.98  # IoU from which a refined mask is not worth a second picture
 
@@ -78,8 +77,8 @@ def _instances(cut: RegionCut) -> dict[Choice, list[Mask]]:
     """The masks to choose between: the initial ones, and the refined where the unions differ."""
     if not cut.instances:
         return {}
-    initial = [to_mask(instance.initial) for instance in cut.instances]
-    refined = [to_mask(instance.refined or instance.initial) for instance in cut.instances]
+    initial = [Mask.from_rle(instance.initial) for instance in cut.instances]
+    refined = [Mask.from_rle(instance.refined or instance.initial) for instance in cut.instances]
     if Mask.union(initial).iou(Mask.union(refined)) >= SAME_MASK or not Mask.union(refined).area:
         return {"initial": initial}
     return {"initial": initial, "refined": refined}

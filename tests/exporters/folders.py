@@ -112,6 +112,7 @@ def our_run(
         source=made_from,
         parts={},
         prompt_digests={},
+        concepts=[],
         settings={},
         note="",
     )

@@ -8,7 +8,7 @@ import pytest
 from dataengine.journal import Journal
 from dataengine.masks import Mask
 from dataengine.records import Rle
-from dataengine.stages.propose import propose, to_mask, to_rle
+from dataengine.stages.propose import propose
 from tests.scenes import Drawing
 from tests.scripted import Script, filled, settings
 
@@ -36,6 +36,6 @@ def test_only_what_changes_the_pool_proposes_again(tmp_path: Path, change: dict[
 
 def test_a_mask_in_json_has_height_first() -> None:
     mask = filled(3, 5, (1, 0, 4, 2))
-    assert to_rle(mask).size == (3, 5)
-    assert to_mask(Rle.model_validate_json(to_rle(mask).model_dump_json())) == mask
-    assert isinstance(to_mask(to_rle(mask)), Mask)
+    assert mask.rle.size == (3, 5)
+    assert Mask.from_rle(Rle.model_validate_json(mask.rle.model_dump_json())) == mask
+    assert isinstance(Mask.from_rle(mask.rle), Mask)

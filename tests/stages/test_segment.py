@@ -14,7 +14,6 @@ from dataengine.journal import Answer, Journal
 from dataengine.masks import Mask
 from dataengine.parts import Parts
 from dataengine.records import RegionCut, Xyxy
-from dataengine.stages.propose import to_mask
 from dataengine.stages.segment import segment, take_best
 from tests.scenes import Drawing
 from tests.scripted import Script, ScriptedAnnotator, ScriptedGrounder, ScriptedSegmenter, filled, region, settings
@@ -42,8 +41,11 @@ def test_every_box_is_cut_and_refined_on_its_own(tmp_path: Path) -> None:
     script = Script(regions=[region("two cups", ONE, TWO)], pool=[better_two, better_one])
     (cut,) = cuts_of(script, tmp_path)
     assert [instance.box for instance in cut.instances] == [ONE, TWO]
-    assert [to_mask(instance.initial) for instance in cut.instances] == [filled(80, 120, ONE), filled(80, 120, TWO)]
-    assert [to_mask(i.refined) if i.refined else None for i in cut.instances] == [better_one, better_two]
+    assert [Mask.from_rle(instance.initial) for instance in cut.instances] == [
+        filled(80, 120, ONE),
+        filled(80, 120, TWO),
+    ]
+    assert [Mask.from_rle(i.refined) if i.refined else None for i in cut.instances] == [better_one, better_two]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_a_pool_mask_is_taken_once_and_the_order_of_regions_decides(tmp_path: Pa
     script = Script(regions=[region("a cup", ONE), region("the same cup", ONE), region("again", ONE)])
     script.pool = [second, best]
     refined = [cut.instances[0].refined for cut in cuts_of(script, tmp_path)]
-    assert [to_mask(rle) if rle else None for rle in refined] == [best, second, None]
+    assert [Mask.from_rle(rle) if rle else None for rle in refined] == [best, second, None]
 
 
 def test_masks_of_other_sizes_are_brought_to_the_size_of_the_photo(tmp_path: Path) -> None:
@@ -87,8 +89,8 @@ def test_masks_of_other_sizes_are_brought_to_the_size_of_the_photo(tmp_path: Pat
     (cut,) = cuts_of(script, tmp_path)
     (instance,) = cut.instances
     assert instance.refined is not None
-    assert to_mask(instance.initial) == filled(80, 120, ONE)
-    assert to_mask(instance.refined) == filled(80, 120, (10, 10, 42, 40))
+    assert Mask.from_rle(instance.initial) == filled(80, 120, ONE)
+    assert Mask.from_rle(instance.refined) == filled(80, 120, (10, 10, 42, 40))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from dataengine.errors import StageError
 from dataengine.journal import Journal
 from dataengine.masks import Mask
 from dataengine.records import Choice, Instance, RegionCut
-from dataengine.stages.propose import to_rle
 from dataengine.stages.verify import JudgedRegion, verify
 from tests.scenes import Drawing
 from tests.scripted import Script, filled
@@ -23,7 +22,7 @@ SAME = filled(80, 120, (0, 0, 50, 80)), filled(80, 120, (0, 0, 49, 80))  # IoU 0
 
 def cut(*masks: tuple[Mask, Mask | None], label: str = "a cup") -> RegionCut:
     instances = [
-        Instance(box=(0, 0, 9, 9), initial=to_rle(initial), refined=to_rle(refined) if refined else None)
+        Instance(box=(0, 0, 9, 9), initial=initial.rle, refined=refined.rle if refined else None)
         for initial, refined in masks
     ]
     return RegionCut(label=label, instances=instances)
