@@ -115,8 +115,16 @@ async def _write_concepts(run: Run, concepts: Sequence[str], negatives: Sequence
     )
     # In the order of concepts, not of answers: which of two equal prompts counts must not depend on timing.
     texts: list[str] = []
-    refused = {concept: _refused(run, concept, prompts[concept], texts) for concept in prompts}
-    refused_decoys = {concept: _refused_decoys(concept, decoys[concept], texts) for concept in decoys}
+    refused = {
+        concept: [_noted(broken_rule(p, concept, run.scene, texts), p.prompt, texts) for p in written]
+        for concept, written in prompts.items()
+    }
+    refused_decoys = {
+        concept: [
+            _noted(broken_text_rule(n.prompt, n.concept_family, concept, texts), n.prompt, texts) for n in written
+        ]
+        for concept, written in decoys.items()
+    }
     (_, unwritten), (_, unwritten_decoys) = await asyncio.gather(
         _each(prompts, lambda concept: _judge_prompts(run, concept, prompts[concept], refused[concept])),
         _each(decoys, lambda concept: _judge_negatives(run, concept, decoys[concept], refused_decoys[concept])),
@@ -136,20 +144,11 @@ async def _compose_negatives(run: Run, concept: str) -> list[Negative]:
     return await _in_stage("negatives", run.photo, compose_negatives(run.scene, concept, run.parts, run.folder.journal))
 
 
-def _refused(run: Run, concept: str, prompts: list[Prompt], texts: list[str]) -> list[str | None]:
-    reasons = []
-    for prompt in prompts:
-        reasons.append(broken_rule(prompt, concept, run.scene, texts))
-        texts.append(prompt.prompt)
-    return reasons
-
-
-def _refused_decoys(concept: str, negatives: list[Negative], texts: list[str]) -> list[str | None]:
-    reasons = []
-    for negative in negatives:
-        reasons.append(broken_text_rule(negative.prompt, negative.concept_family, concept, texts))
-        texts.append(negative.prompt)
-    return reasons
+def _noted(reason: str | None, text: str, texts: list[str]) -> str | None:
+    """The reason a text is refused for; one that is not joins `texts`, which later ones are compared with."""
+    if reason is None:
+        texts.append(text)
+    return reason
 
 
 async def _judge_prompts(run: Run, concept: str, prompts: list[Prompt], refused: list[str | None]) -> None:
@@ -209,7 +208,7 @@ def _said(verdict: Alignment) -> Verdict:
 def _why(verdict: Alignment) -> str:
     if verdict.accept and verdict.unmasked_match:
         return f"something outside the masks fits as well: {verdict.reason}"
-    return verdict.reason
+    return verdict.reason or "the annotator gave no reason"
 
 
 def _counts(judged: Sequence[PromptVerification | NegativeVerification]) -> tuple[int, int]:

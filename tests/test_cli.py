@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from dataengine import records
 from dataengine.cli import main
+from dataengine.output_folder import locked
 from dataengine.settings import SAM2_CONFIGS
 from tests.photos import coffee, opened, photo, save_rotated, write_refused, write_unusual
 
@@ -222,7 +223,10 @@ def test_bad_images_fail_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]
             ["-i", "{here}/photo.png", "--preset", "offline", "--segmenter", "nosuch"],
             "segmenter 'nosuch' does not exist",
         ),
-        (["-i", "{here}/photo.png", "--preset", "offline", "--segmenter", "no.such:Part"], "cannot be imported"),
+        (
+            ["-i", "{here}/photo.png", "--preset", "offline", "--segmenter", "no.such:Part"],
+            "cannot be built: Module",
+        ),
         (["-i", "{here}/photo.png", "--preset", "offline", "-o", "{here}/photo.png"], "a file is in the way"),
         (["-i", "{here}/photo.png", "--preset", "offline", "-o", "{here}/photo.png/runs"], "a file is in the way"),
         (["-i", "{here}/photo.png"], "a key (set GOOGLE_API_KEY)"),
@@ -330,3 +334,48 @@ def test_an_interrupted_run_says_how_to_go_on(
     monkeypatch.setattr("dataengine.engine.assign_folders", interrupt)
     assert main(["run", "-i", str(tmp_path / "photo.png"), "-o", str(tmp_path / "runs"), "--preset", "offline"]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_one_line_of_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`show` names the file and what to do."""
+    coffee(96).save(tmp_path / "photo.png")
+    arguments = ["-i", str(tmp_path / "photo.png"), "-o", str(tmp_path / "runs"), "--preset", "offline"]
+    assert main(["run", *arguments, "--concepts", "spatial"]) == 0
+    folder = tmp_path / "runs" / "out_region_refine_photo"
+    for name in ("spatial/summary.json", "negatives/spatial.json"):
+        whole = (folder / name).read_text()
+        (folder / name).write_text("{")
+        capsys.readouterr()
+        assert main(["show", str(folder)]) == 1
+        error = capsys.readouterr().err
+        assert name in error and "damaged" in error and len(error.splitlines()) == 1
+        (folder / name).write_text(whole)
+    assert main(["show", str(folder)]) == 0
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
+    """As with `dataengine run … | head -1`."""
+    for name in "abc":
+        coffee(64).save(tmp_path / f"{name}.png")
+    command = f"{sys.executable} {ROOT / 'dataengine' / 'run.py'} -i . -o runs --preset offline | true"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_paths_in_the_next_command_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Quoted where the shell needs it, and on one line."""
+    coffee(64).save(tmp_path / "photo.png")
+    for name, said in (("plain", "plain --out"), ("two words", "two words' --out"), ("a\nb'c", "a\\nb\\'c' --out")):
+        assert main(["run", "-i", str(tmp_path / "photo.png"), "-o", str(tmp_path / name), "--preset", "offline"]) == 0
+        assert said in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processes must not write the same images."""
+    coffee(64).save(tmp_path / "photo.png")
+    (tmp_path / "runs").mkdir()
+    with locked(tmp_path / "runs"):
+        assert (
+            main(["run", "-i", str(tmp_path / "photo.png"), "-o", str(tmp_path / "runs"), "--preset", "offline"]) == 2
+        )
+    assert "another run is writing there" in capsys.readouterr().err

@@ -487,7 +487,8 @@ def test_a_failure_that_cannot_be_listed_stops_the_run(world: World, monkeypatch
         (False, 32, 4, 8),
         (False, 1024, 1, 256),
         (False, 8, 4, 2),
-        (False, 1, 4, 2),
+        (False, 7, 4, 1),
+        (False, 1, 4, 1),
     ],
 )
 def test_images_at_once(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -100,7 +101,8 @@ RAMP = np.linspace(0, 65535, 48 * 32).reshape(32, 48)
     [
         ("grey.png", RAMP.astype(np.uint16), RAMP / 257),
         ("grey.tif", RAMP.astype(np.uint16), RAMP / 257),
-        ("dim.png", (RAMP / 64).astype(np.uint16), RAMP / 64 / 257),
+        ("ten_bits.png", (RAMP // 64).astype(np.uint16), RAMP // 64 * 255 / 1023),
+        ("twelve_bits.tif", (RAMP // 16).astype(np.uint16), RAMP // 16 * 255 / 4095),
         ("whole.tif", RAMP.astype(np.int32), RAMP / 257),
         ("float.tif", (RAMP / 65535).astype(np.float32), RAMP / 257),
         ("signed.tif", (RAMP - 40000).astype(np.float32), RAMP / 257),
@@ -296,6 +298,8 @@ def folder(tmp_path: Path) -> Path:
         "sub/out_region_refine_b/x.png",
         "out/y.png",
         "folder.png/z.png",
+        "export/export_manifest.json",
+        "export/images/q.png",
     ]
     for name in (*named, *ODD_NAMES):
         path = photos / name
@@ -315,9 +319,20 @@ def test_a_folder(folder: Path) -> None:
 
 def test_a_folder_with_its_sub_folders(folder: Path) -> None:
     found = relative(list_images(str(folder), recursive=True), folder)
-    deeper = ["folder.png/z.png", "sub/c.png", "sub/deep/d.webp"]
+    deeper = ["folder.png/z.png", "out/y.png", "sub/c.png", "sub/deep/d.webp"]
     assert sorted(found) == sorted(["b.png", "a.JPG", *ODD_NAMES, *deeper])
-    assert "out/y.png" in relative(list_images(str(folder), recursive=True), folder)
+
+
+def test_a_sub_folder_that_cannot_be_read_is_listed_to_fail(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(path: Path) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path)
+
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = relative(list_images(str(folder), recursive=True), folder)
+    assert "sub/deep" in found and "sub/c.png" in found
 
 
 @pytest.mark.parametrize(
@@ -325,7 +340,7 @@ def test_a_folder_with_its_sub_folders(folder: Path) -> None:
     [
         ("*.png", ["a b.png", "b.png"]),
         ("?.*", ["a.JPG", "b.png"]),
-        ("sub/**/*", ["sub/c.png", "sub/deep/d.webp", "sub/out_region_refine_b/x.png"]),
+        ("sub/**/*", ["sub/c.png", "sub/deep/d.webp"]),
         ("a[[]1].JPEG", ["a[1].JPEG"]),
         ("a[1].JPEG", ["a[1].JPEG"]),
         ("{}", None),
@@ -363,11 +378,17 @@ def test_a_list_of_paths(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.chdir(working)
     expected = [folder / "b.png", folder / "a b.png", folder / "a.JPG", folder / "gone.png", working / "here.png"]
     assert list_images(str(listing)) == [*expected, folder / ("x" * 5000)]
+    assert list_images(str(listing.rename(folder / "photos"))) == [*expected, folder / ("x" * 5000)]
+
+
+def test_a_file_that_is_no_text_is_taken_for_an_image(tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(b"\xff\xd8\xff")
+    assert list_images(str(tmp_path / "photo")) == [tmp_path / "photo"]
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "no path in this list"), (b"\n# only a comment\n", "no path in this list"), (b"\xff\xfe", "cannot be read")],
+    [(b"", "no path in this list"), (b"\n# only a comment\n", "no path in this list")],
 )
 def test_a_list_of_nothing(tmp_path: Path, content: bytes, words: str) -> None:
     listing = tmp_path / "list.txt"

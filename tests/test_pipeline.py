@@ -21,6 +21,7 @@ from dataengine.pipeline import Outcome, process
 from dataengine.records import (
     CONCEPTS,
     AcceptedRegion,
+    Alignment,
     NegativeVerification,
     Prompt,
     RunRecord,
@@ -29,7 +30,19 @@ from dataengine.records import (
 )
 from dataengine.run_folder import RunFolder
 from tests.scenes import Drawing
-from tests.scripted import LEFT, RIGHT, Script, filled, negative, prompt, region, settings, tree, two_things
+from tests.scripted import (
+    LEFT,
+    RIGHT,
+    Script,
+    ScriptedAnnotator,
+    filled,
+    negative,
+    prompt,
+    region,
+    settings,
+    tree,
+    two_things,
+)
 
 TWO = ("entities", "spatial")
 
@@ -522,3 +535,50 @@ def test_what_fails_says_image_stage_and_cause(tmp_path: Path) -> None:
         go(script, tmp_path)
     assert f"{tmp_path / 'photo.png'}: verify failed: KeyError: 'candidates'" in str(caught.value)
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_prompt_that_fits_something_unmasked_too_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twofold = Alignment(accept=True, unmasked_match=True, reason="a second one, unmasked")
+    monkeypatch.setattr(ScriptedAnnotator, "_judged", lambda *_: twofold)
+    outcome = go(two_things(), tmp_path)
+    assert all(accepted == 0 for _, accepted in outcome.prompts.values())
+    for concept in TWO:
+        summary = Summary.model_validate_json((tmp_path / "run" / concept / "summary.json").read_bytes())
+        for entry in summary.prompt_verifications:
+            assert (entry.verdict, "fits as well: a second one" in entry.reason) == ("REJECT", True)
+            assert "/REJECTED/" in entry.classified_path
+
+
+def test_results_about_other_regions_go_when_the_regions_change(tmp_path: Path) -> None:
+    go(two_things(), tmp_path, concepts=("entities",))
+    (tmp_path / "run" / "journal.jsonl").unlink()
+    other = two_things()
+    other.regions.reverse()
+    go(other, tmp_path, concepts=("spatial",))
+    assert not (tmp_path / "run" / "entities").exists()
+    overlays = [path.name[:3] for path in (tmp_path / "run" / "accepted_regions").glob("*.png")]
+    assert sorted(overlays) == ["000", "001"]
+
+
+def test_slots_bound_what_is_in_flight(tmp_path: Path) -> None:
+    script, photo = two_things(seconds=0.01), read_photo(made_photo(tmp_path))
+    chosen, parts = settings(concepts=TWO), script.parts()
+    record = RunRecord(
+        dataengine="0",
+        complete=False,
+        fingerprint="f",
+        source=source_of(photo),
+        parts=parts.records(),
+        prompt_digests={},
+        concepts=list(TWO),
+        settings={},
+        note="",
+    )
+
+    async def bounded() -> None:
+        folder = RunFolder(tmp_path / "run")
+        folder.journal.slots = asyncio.Semaphore(2)
+        await process(photo, folder, record, parts, chosen)
+
+    asyncio.run(bounded())
+    assert script.most == 2

@@ -11,6 +11,7 @@ from dataengine.parts import Parts
 from dataengine.records import CONCEPT_FAMILIES, Negative, Prompt
 
 MAX_WORDS = 10
+PROMPTS_A_CONCEPT = 3
 VERBS = frozenset(
     (
         "segment",
@@ -33,23 +34,25 @@ REGION_NUMBER = re.compile(r"\b(region|area|mask|object|index)s? #?\d+\b|#\d+", 
 async def compose(scene: Scene, concept: str, parts: Parts, steps: Journal) -> list[Prompt]:
     """Up to 3 prompts of the concept about the scene's regions."""
     annotator = parts.annotator
-    return await steps.once(
+    prompts = await steps.once(
         f"compose/{concept}",
         _inputs(scene, concept, parts),
         list[Prompt],
         lambda: annotator.compose(scene, concept),
     )
+    return prompts[:PROMPTS_A_CONCEPT]
 
 
 async def compose_negatives(scene: Scene, concept: str, parts: Parts, steps: Journal) -> list[Negative]:
     """Up to 3 prompts of the concept that should match no pixel."""
     annotator = parts.annotator
-    return await steps.once(
+    negatives = await steps.once(
         f"negatives/{concept}",
         _inputs(scene, concept, parts),
         list[Negative],
         lambda: annotator.compose_negatives(scene, concept),
     )
+    return negatives[:PROMPTS_A_CONCEPT]
 
 
 def scene_inputs(scene: Scene) -> dict[str, object]:
@@ -90,6 +93,11 @@ def broken_text_rule(text: str, family: str, concept: str, earlier: Collection[s
         return "rule: a prompt must not name regions by number"
     if family not in CONCEPT_FAMILIES[concept]:
         return f"rule: {family!r} is no concept family of {concept}"
-    if text.casefold() in {other.casefold() for other in earlier}:
+    if _plain(text) in map(_plain, earlier):
         return "rule: the same prompt was written before for this image"
     return None
+
+
+def _plain(text: str) -> str:
+    """A prompt's words, without case and punctuation."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
