@@ -8,6 +8,7 @@ provenance in one. A line cut off by a killed process is dropped when the journa
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -109,7 +110,7 @@ class Journal:
                 before = os.fstat(handle).st_size
                 if os.write(handle, data) < len(data):  # a full disk takes a part of the line
                     os.truncate(handle, before)
-                    raise OSError(28, os.strerror(28))
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(handle)
         except OSError as error:
