@@ -162,9 +162,9 @@ class RegionResult(Record):
 class StepTiming(Record):
     """An entry of `timing`."""
 
-    step: str
-    total_seconds: float
-    count: int
+    step: Annotated[str, Field(description="the stage")]
+    total_seconds: Annotated[float, Field(description="summed over steps that may have run side by side")]
+    count: Annotated[int, Field(description="steps of the stage")]
     avg_seconds: float
 
 
@@ -175,7 +175,7 @@ class PromptVerification(Record):
     prompt: str
     satisfying: Annotated[list[int], Field(description="indices into accepted.json")]
     verdict: Verdict
-    reason: str
+    reason: Annotated[str, Field(description="the annotator's, or `rule: …` where code refused it")]
     src_path: Annotated[str, Field(description="the picture that was judged")]
     classified_path: Annotated[str, Field(description="where it is kept: under ACCEPTED or REJECTED")]
 
@@ -185,17 +185,17 @@ class Summary(Record):
 
     image_path: Annotated[str, Field(description="absolute path of the source image")]
     dense_caption: Annotated[str, Field(description="`[index: label]`, a line for each described region")]
-    results: list[RegionResult]
-    accepted_count: int
-    accepted_dir: str
-    final_overlay_path: str
+    results: Annotated[list[RegionResult], Field(description="every described region")]
+    accepted_count: Annotated[int, Field(description="regions in accepted.json")]
+    accepted_dir: Annotated[str, Field(description="the folder of accepted.json")]
+    final_overlay_path: Annotated[str, Field(description="the picture of all accepted regions, numbered")]
     accepted_dense_caption: Annotated[str, Field(description="`index: description`, a line for each accepted region")]
-    conversational_prompts_path: str
+    conversational_prompts_path: Annotated[str, Field(description="the prompts alone")]
     conversational_prompts: Annotated[list[Prompt] | None, Field(description="null where no region was accepted")]
-    generated_prompts_viz_dir: str
+    generated_prompts_viz_dir: Annotated[str, Field(description="the pictures of the prompts")]
     timing: Annotated[list[StepTiming], Field(description="seconds by step of this image, as first computed")]
     gemini_usage: Annotated[Usage, Field(description="cost of all calls for this image up to this concept")]
-    prompt_verifications: list[PromptVerification]
+    prompt_verifications: Annotated[list[PromptVerification], Field(description="every prompt with its verdict")]
 
 
 class NegativeVerification(Negative):
@@ -230,9 +230,9 @@ class RunRecord(Record):
     dataengine: Annotated[str, Field(description="version of DataEngine")]
     complete: Annotated[bool, Field(description="true once every requested file is written")]
     fingerprint: Annotated[str, Field(description="digest of all that determines the results")]
-    source: Source
+    source: Annotated[Source, Field(description="the image")]
     concepts: Annotated[list[str], Field(description="those made from these inputs, by this run or earlier ones")]
-    parts: dict[str, PartRecord]
+    parts: Annotated[dict[str, PartRecord], Field(description="the annotator, grounder and segmenter")]
     prompt_digests: Annotated[dict[str, str], Field(description="SHA-256 of each prompt template used")]
     settings: Annotated[dict[str, object], Field(description="all settings of the command")]
     note: Annotated[str, Field(description="what a reader should know, such as why no region was accepted")]
@@ -241,10 +241,10 @@ class RunRecord(Record):
 class Failure(Record):
     """A line of `<output_dir>/failures.jsonl`."""
 
-    image: str
+    image: Annotated[str, Field(description="absolute path")]
     stage: Annotated[str, Field(description="where it failed: read, describe, segment, …")]
     reason: Annotated[str, Field(description="a short stable name to count by")]
-    message: str
+    message: Annotated[str, Field(description="what, where, and what to do next, on one line")]
 
 
 # Files of an export.
