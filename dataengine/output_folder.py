@@ -108,10 +108,7 @@ def _existing(output_dir: Path) -> dict[str, list[str]]:
 
 def _names(base: str, image: Path) -> Iterator[str]:
     yield base
-    try:
-        content = hashlib.sha256(image.read_bytes()).hexdigest()[:8]
-    except OSError:
-        content = hashlib.sha256(os.fsencode(image)).hexdigest()[:8]
+    content = (sha256_of(image) or hashlib.sha256(os.fsencode(image)).hexdigest())[:8]
     yield f"{base}__{content}"
     number = 2
     while True:

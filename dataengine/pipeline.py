@@ -109,14 +109,15 @@ async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Par
 
 async def _write_concepts(run: Run, concepts: Sequence[str], negatives: Sequence[str]) -> list[DataEngineError]:
     """Compose everything side by side, then judge and write everything side by side; the failures met."""
+    scene, parts, steps = run.scene, run.parts, run.folder.journal
     (prompts, failed), (decoys, failed_decoys) = await asyncio.gather(
-        _each(concepts, lambda concept: _compose(run, concept)),
-        _each(negatives, lambda concept: _compose_negatives(run, concept)),
+        _each(concepts, lambda c: _in_stage("compose", run.photo, compose(scene, c, parts, steps))),
+        _each(negatives, lambda c: _in_stage("negatives", run.photo, compose_negatives(scene, c, parts, steps))),
     )
     # In the order of concepts, not of answers: which of two equal prompts counts must not depend on timing.
     texts: list[str] = []
     refused = {
-        concept: [_noted(broken_rule(p, concept, run.scene, texts), p.prompt, texts) for p in written]
+        concept: [_noted(broken_rule(p, concept, scene, texts), p.prompt, texts) for p in written]
         for concept, written in prompts.items()
     }
     refused_decoys = {
@@ -130,18 +131,6 @@ async def _write_concepts(run: Run, concepts: Sequence[str], negatives: Sequence
         _each(decoys, lambda concept: _judge_negatives(run, concept, decoys[concept], refused_decoys[concept])),
     )
     return [*failed, *failed_decoys, *unwritten, *unwritten_decoys]
-
-
-async def _compose(run: Run, concept: str) -> list[Prompt]:
-    if not run.scene.regions:
-        return []
-    return await _in_stage("compose", run.photo, compose(run.scene, concept, run.parts, run.folder.journal))
-
-
-async def _compose_negatives(run: Run, concept: str) -> list[Negative]:
-    if not run.scene.regions:
-        return []
-    return await _in_stage("negatives", run.photo, compose_negatives(run.scene, concept, run.parts, run.folder.journal))
 
 
 def _noted(reason: str | None, text: str, texts: list[str]) -> str | None:
@@ -269,12 +258,10 @@ async def _each(
     done: dict[str, T] = {}
     failures: list[DataEngineError] = []
     for name, result in zip(names, results, strict=True):
-        if isinstance(result, OutputError) or (
-            isinstance(result, BaseException) and not isinstance(result, DataEngineError)
-        ):
-            raise result
-        if isinstance(result, DataEngineError):
+        if isinstance(result, DataEngineError) and not isinstance(result, OutputError):
             failures.append(result)
+        elif isinstance(result, BaseException):
+            raise result
         else:
             done[name] = result
     return done, failures

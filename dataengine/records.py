@@ -32,9 +32,14 @@ CONCEPT_FAMILIES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+MAX_WORDS = 10  # of a prompt
+PROMPTS_A_CONCEPT = 3  # for one image; negatives likewise
+
 Concept = Literal["entities", "spatial", "relations", "affordances", "physics"]
 Choice = Literal["initial", "refined", "neither"]
 Verdict = Literal["ACCEPT", "REJECT"]
+ExportMode = Literal["train", "eval", "both"]
+PathMode = Literal["relative", "absolute"]
 Strategy = Literal["object_level_neighbor", "concept_level_neighbor"]
 Xyxy = tuple[float, float, float, float]
 InclusiveXyxy = tuple[int, int, int, int]
@@ -300,8 +305,8 @@ class ExportManifest(Record):
     complete: Annotated[bool, Field(description="false while an export is under way or after it was cut off")]
     runs_root: str
     out_dir: str
-    mode: Literal["train", "eval", "both"]
-    path_mode: Literal["relative", "absolute"]
+    mode: ExportMode
+    path_mode: PathMode
     include_negatives: bool
     concepts: list[str]
     discovered_run_dirs: list[str]

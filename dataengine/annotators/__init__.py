@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 from dataengine.images import Photo, RgbArray
 from dataengine.journal import Answer
 from dataengine.masks import Mask
-from dataengine.overlays import numbered
 from dataengine.records import Alignment, Choice, DescribedRegion, Negative, Prompt, RegionVerdict
 
 
@@ -30,11 +28,6 @@ class Scene:
 
     photo: Photo
     regions: tuple[SceneRegion, ...]
-
-    @cached_property
-    def numbered(self) -> RgbArray:
-        """The view with every region in colour and numbered, (h, w, 3) uint8."""
-        return numbered(self.photo.view, [region.mask for region in self.regions])
 
     @property
     def caption(self) -> str:

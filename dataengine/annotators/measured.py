@@ -37,6 +37,7 @@ from dataengine.masks import Mask
 from dataengine.measures import COLOURS, Picture, Region
 from dataengine.records import (
     CONCEPTS,
+    PROMPTS_A_CONCEPT,
     Alignment,
     Choice,
     DescribedRegion,
@@ -47,7 +48,6 @@ from dataengine.records import (
 )
 from dataengine.settings import Settings
 
-PROMPTS_A_CONCEPT = 3
 SMALLEST, LARGEST = 0.004, 0.7  # share of the picture
 SAME_COLOUR = 12.0  # distance in L*a*b* within a group of alike regions
 IN_A_ROW = 0.08  # of the picture's side

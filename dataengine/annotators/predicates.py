@@ -15,9 +15,8 @@ import numpy as np
 
 from dataengine.annotators.look import ROUGH, SMOOTH, Look, place_word
 from dataengine.measures import COLOURS, FloatArray, Region
-from dataengine.records import Strategy
+from dataengine.records import MAX_WORDS, Strategy
 
-MAX_WORDS = 10
 NO_PIXELS = 0.003  # share of the picture: what may be mere noise of a colour that is called absent
 
 
@@ -185,8 +184,8 @@ def _relations(look: Look) -> Iterator[Predicate]:
         meets = look.against(i, Region.contact)
         pressed = _percent(f"of its outline against the {name} area")
         yield Predicate("event_state", f"Segment the areas pressed against the {name} area", meets, 0.2, 0.07, pressed)
-        for way, reach in (("left", _to_the_left), ("right", _to_the_right)):
-            lane = look.against(i, partial(_swapped, reach))
+        for way in ("left", "right"):
+            lane = look.against(i, partial(_in_the_way, way))
             covers = _percent(f"of the {name} area's height lies level with it, to its {way}")
             text = f"Segment what the {name} area meets moving {way}"
             yield Predicate("anticipation", text, lane, 0.4, 0.15, covers)
@@ -299,24 +298,11 @@ def _overhead(above: Region, below: Region) -> float:
     return max(0.0, over) / (above.box[2] - above.box[0])
 
 
-def _swapped(relation: Callable[[Region, Region], float], one: Region, other: Region) -> float:
-    return relation(other, one)
-
-
-def _to_the_left(mover: Region, other: Region) -> float:
-    """Share of the mover's height that lies level with a region wholly to its left."""
-    if other.box[2] > mover.box[0] + 0.02:
-        return 0.0
+def _in_the_way(way: str, other: Region, mover: Region) -> float:
+    """Share of the mover's height that lies level with a region wholly to its left or right."""
+    apart = other.box[2] <= mover.box[0] + 0.02 if way == "left" else other.box[0] >= mover.box[2] - 0.02
     level = min(mover.box[3], other.box[3]) - max(mover.box[1], other.box[1])
-    return max(0.0, level) / (mover.box[3] - mover.box[1])
-
-
-def _to_the_right(mover: Region, other: Region) -> float:
-    """Share of the mover's height that lies level with a region wholly to its right."""
-    if other.box[0] < mover.box[2] - 0.02:
-        return 0.0
-    level = min(mover.box[3], other.box[3]) - max(mover.box[1], other.box[1])
-    return max(0.0, level) / (mover.box[3] - mover.box[1])
+    return max(0.0, level) / (mover.box[3] - mover.box[1]) if apart else 0.0
 
 
 def _top_heaviness(region: Region) -> float:

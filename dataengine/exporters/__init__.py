@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 from dataengine.errors import UsageError
-from dataengine.records import ExportManifest
-
-Mode = Literal["train", "eval", "both"]
-PathMode = Literal["relative", "absolute"]
+from dataengine.records import ExportManifest, ExportMode, PathMode
 
 FORMATS = {
     "convseg": "dataengine.exporters.convseg:export",
@@ -25,7 +22,7 @@ class Exporter(Protocol):
         runs_root: Path,
         out_dir: Path,
         *,
-        mode: Mode = "both",
+        mode: ExportMode = "both",
         path_mode: PathMode = "relative",
         include_negatives: bool = False,
     ) -> ExportManifest:

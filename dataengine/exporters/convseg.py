@@ -17,7 +17,6 @@ import numpy as np
 from pydantic import BaseModel
 
 from dataengine.errors import UsageError, output_error
-from dataengine.exporters import Mode, PathMode
 from dataengine.exporters.runs import Run, Sample, find_runs, read_run
 from dataengine.images import EXPORT_MANIFEST, RUN_FOLDER_PREFIX
 from dataengine.masks import Mask
@@ -28,6 +27,8 @@ from dataengine.records import (
     ExportCounts,
     ExportedRun,
     ExportManifest,
+    ExportMode,
+    PathMode,
     TrainRow,
 )
 from dataengine.run_folder import path_text, write_whole
@@ -44,7 +45,7 @@ def export(
     runs_root: Path,
     out_dir: Path,
     *,
-    mode: Mode = "both",
+    mode: ExportMode = "both",
     path_mode: PathMode = "relative",
     include_negatives: bool = False,
 ) -> ExportManifest:

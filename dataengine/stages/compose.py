@@ -8,10 +8,8 @@ from collections.abc import Collection
 from dataengine.annotators import Scene
 from dataengine.journal import Journal, identity
 from dataengine.parts import Parts
-from dataengine.records import CONCEPT_FAMILIES, Negative, Prompt
+from dataengine.records import CONCEPT_FAMILIES, MAX_WORDS, PROMPTS_A_CONCEPT, Negative, Prompt
 
-MAX_WORDS = 10
-PROMPTS_A_CONCEPT = 3
 VERBS = frozenset(
     (
         "segment",
@@ -32,7 +30,9 @@ REGION_NUMBER = re.compile(r"\b(region|area|mask|object|index)s? #?\d+\b|#\d+", 
 
 
 async def compose(scene: Scene, concept: str, parts: Parts, steps: Journal) -> list[Prompt]:
-    """Up to 3 prompts of the concept about the scene's regions."""
+    """Up to 3 prompts of the concept about the scene's regions; none where there is no region."""
+    if not scene.regions:
+        return []
     annotator = parts.annotator
     prompts = await steps.once(
         f"compose/{concept}",
@@ -44,7 +44,9 @@ async def compose(scene: Scene, concept: str, parts: Parts, steps: Journal) -> l
 
 
 async def compose_negatives(scene: Scene, concept: str, parts: Parts, steps: Journal) -> list[Negative]:
-    """Up to 3 prompts of the concept that should match no pixel."""
+    """Up to 3 prompts of the concept that should match no pixel; none where there is no region."""
+    if not scene.regions:
+        return []
     annotator = parts.annotator
     negatives = await steps.once(
         f"negatives/{concept}",

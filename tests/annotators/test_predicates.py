@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from dataengine.annotators.look import Look
-from dataengine.annotators.predicates import MAX_WORDS, Predicate, decoys, predicates
+from dataengine.annotators.predicates import Predicate, decoys, predicates
 from dataengine.measures import COLOURS
-from dataengine.records import CONCEPT_FAMILIES, CONCEPTS
+from dataengine.records import CONCEPT_FAMILIES, CONCEPTS, MAX_WORDS
 from tests.scenes import BLUE, BROWN, GREEN, RED, WHITE, YELLOW, Drawing
 
 
