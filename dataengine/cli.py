@@ -101,9 +101,13 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
         metavar="PROVIDER:MODEL",
         help="vision language model (google:gemini-flash-latest)",
     )
+    _vlm_flags(run.add_argument_group("vision language model"))
     parts.add_argument("--config", "-c", default=absent, metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)")
-    parts.add_argument("--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 checkpoint")
+    parts.add_argument(
+        "--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 or 3 checkpoint: .pt file, hub id or folder"
+    )
 
+    _model_flags(run.add_argument_group("grounder and segmenter"))
     how = run.add_argument_group("how")
     how.add_argument("--settings", type=Path, metavar="FILE.toml", help="flags from here on, as keys; flags given win")
     concepts = "of entities, spatial, relations, affordances, physics (all)"
@@ -127,6 +131,60 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
         "--min_pool_pixels", type=int, default=absent, metavar="N", help="least area of a pool mask (1000)"
     )
     how.add_argument("--concurrency", type=int, default=absent, metavar="N", help="work in flight (32)")
+
+
+def _vlm_flags(vlm: argparse._ArgumentGroup) -> None:
+    absent = argparse.SUPPRESS
+    vlm.add_argument("--vlm_base_url", default=absent, metavar="URL", help="another server of the provider's protocol")
+    vlm.add_argument(
+        "--vlm_output",
+        default=absent,
+        metavar="HOW",
+        help="native (default): structured output by the server; prompted: the schema in words, for servers without",
+    )
+    vlm.add_argument("--vlm_side", type=int, default=absent, metavar="N", help="long side of what it sees, px (768)")
+    vlm.add_argument("--vlm_timeout", type=float, default=absent, metavar="S", help="seconds for one answer (120)")
+    vlm.add_argument(
+        "--temperature", default=absent, metavar="X", help="for every question, or by question: 0.7,verify=0 (0.7)"
+    )
+    vlm.add_argument(
+        "--thinking",
+        default=absent,
+        metavar="X",
+        help="off, auto, minimal, low, medium, high or tokens, also by question: 1024,verify=off "
+        "(auto; verify, align and refute off)",
+    )
+    vlm.add_argument("--prompts_dir", default=absent, metavar="DIR", help="NAME.txt files that replace templates")
+    vlm.add_argument(
+        "--exhaustive",
+        action=argparse.BooleanOptionalAction,
+        default=absent,
+        help="reject a prompt that fits something unmasked as well (on)",
+    )
+
+
+def _model_flags(models: argparse._ArgumentGroup) -> None:
+    absent = argparse.SUPPRESS
+    models.add_argument("--grounder_model", default=absent, metavar="MODEL", help="hub id or folder (the grounder's)")
+    models.add_argument("--grounder_revision", default=absent, metavar="REV", help="revision of that hub model")
+    models.add_argument(
+        "--trust_remote_code", action="store_true", default=absent, help="run the code that comes with moondream-hf"
+    )
+    models.add_argument(
+        "--box_threshold", type=float, default=absent, metavar="X", help="least score of a box (the grounder's)"
+    )
+    models.add_argument("--moondream_url", default=absent, metavar="URL", help="Moondream's endpoint (its cloud)")
+    models.add_argument(
+        "--device", default=absent, metavar="NAME", help="auto (every GPU, else CPU), cuda, cuda:1, cpu"
+    )
+    models.add_argument("--precision", default=absent, metavar="P", help="auto (bfloat16 on GPUs), bfloat16, float32")
+    models.add_argument("--device_batch", type=int, default=absent, metavar="N", help="images at once on a device (4)")
+    models.add_argument(
+        "--points_per_side", type=int, default=absent, metavar="N", help="grid of the pool of masks (64)"
+    )
+    models.add_argument(
+        "--clean_pixels", type=int, default=absent, metavar="N", help="fill holes and drop islands under N px (100)"
+    )
 
 
 def _export_flags(export: argparse.ArgumentParser) -> None:

@@ -143,7 +143,7 @@ class _Worker:
     async def _one(self, image: Path, folder: RunFolder) -> Outcome | None:
         if not self.settings.overwrite and await asyncio.to_thread(self._is_done, image, folder):
             return None
-        photo = await asyncio.to_thread(read_photo, image, self.settings.max_side)
+        photo = await asyncio.to_thread(read_photo, image, self.settings.max_side, self.settings.vlm_side)
         if self.settings.overwrite:  # not before the photo is read: one that cannot be costs no earlier results
             await asyncio.to_thread(folder.clear)
         record = await asyncio.to_thread(self._record, photo, folder)

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dataengine.errors import ImageError, UsageError
+from dataengine.records import VIEW_SIDE
 
 RgbArray = npt.NDArray[np.uint8]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 RUN_FOLDER_PREFIX = "out_region_refine_"
 EXPORT_MANIFEST = "export_manifest.json"
-VIEW_SIDE = 768  # long side of what a model sees, as published
 MAX_PIXELS = 178_956_970  # where Pillow calls a file a decompression bomb
 MIN_SIDE = 16
 MAX_ASPECT = 48  # a longer strip is under 16 px wide in a 768 px view
@@ -38,11 +38,13 @@ class Photo:
         path: the file it was read from.
         rgb: (H, W, 3) uint8.
         sha256: of the file's bytes.
+        view_side: long side in pixels of what a model sees.
     """
 
     path: Path
     rgb: RgbArray
     sha256: str
+    view_side: int = VIEW_SIDE
 
     @property
     def height(self) -> int:
@@ -54,13 +56,18 @@ class Photo:
 
     @cached_property
     def view(self) -> RgbArray:
-        """(h, w, 3) uint8 with a long side of at most 768 px: what a model sees."""
-        return shrunk(self.rgb, VIEW_SIDE)
+        """(h, w, 3) uint8 with a long side of at most `view_side`: what a model sees."""
+        return shrunk(self.rgb, self.view_side)
 
     @cached_property
     def digest(self) -> str:
         """What identifies the pixels, for the keys of durable steps: the file's content and the size used."""
         return hashlib.sha256(f"{self.sha256}:{self.width}x{self.height}".encode()).hexdigest()[:16]
+
+    @cached_property
+    def view_digest(self) -> str:
+        """What identifies the view's pixels, for the keys of steps that look at it."""
+        return f"{self.digest}@{max(self.view.shape[:2])}"
 
 
 def shrunk(rgb: RgbArray, side: int) -> RgbArray:
@@ -73,7 +80,7 @@ def shrunk(rgb: RgbArray, side: int) -> RgbArray:
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def read_photo(path: Path, max_side: int | None = None) -> Photo:
+def read_photo(path: Path, max_side: int | None = None, view_side: int = VIEW_SIDE) -> Photo:
     """Read an image file: first frame, EXIF-upright, 8-bit RGB; transparency on white; 16 bits scaled to 8.
 
     Raises:
@@ -101,7 +108,7 @@ def read_photo(path: Path, max_side: int | None = None) -> Photo:
         ) from None
     if max_side is not None:
         rgb = shrunk(rgb, max_side)
-    return Photo(path, rgb, hashlib.sha256(data).hexdigest())
+    return Photo(path, rgb, hashlib.sha256(data).hexdigest(), view_side)
 
 
 def _file_bytes(path: Path) -> bytes:

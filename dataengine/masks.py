@@ -108,6 +108,26 @@ class Mask:
         soft = cv2.resize(self.array().astype(np.float32), (width, height), interpolation=how)
         return Mask.from_array(soft >= 0.5)
 
+    def cleaned(self, least: int) -> Mask:
+        """The mask without the holes and islands (8-connected) of under `least` pixels; its largest piece stays."""
+        if least < 2 or self.xyxy is None:
+            return self
+        x0, y0, x1, y1 = self.xyxy
+        whole = self.array().astype(np.uint8)
+        part = np.pad(whole[y0 : y1 + 1, x0 : x1 + 1], 1)  # the ring joins all that is outside: no hole
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
+        kept = stats[:, cv2.CC_STAT_AREA] >= least
+        kept[0], kept[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())] = False, True
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - kept[labels].astype(np.uint8), connectivity=8)
+        open_ = stats[:, cv2.CC_STAT_AREA] >= least
+        open_[0], open_[labels[0, 0]] = False, True
+        whole[y0 : y1 + 1, x0 : x1 + 1] = ~open_[labels[1:-1, 1:-1]]
+        return Mask.from_array(whole)
+
+    def differing(self, other: Mask) -> int:
+        """Pixels inside one of two masks of the same size and not inside the other."""
+        return 2 * Mask.union([self, other]).area - self.area - other.area if self != other else 0
+
     def digest(self) -> str:
         """A short digest of size and content, for the keys of durable steps."""
         return hashlib.sha256(f"{self.height}x{self.width}:{self.counts}".encode()).hexdigest()[:16]

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataengine import __version__
 from dataengine.errors import MissingPartError
 from dataengine.records import PartRecord
-from dataengine.settings import Settings
+from dataengine.settings import MOONDREAM_CLOUD, Settings
 
 if TYPE_CHECKING:
     from dataengine.annotators import Annotator
@@ -34,37 +33,77 @@ def _module(name: str, pip: str) -> Need:
     return check
 
 
+# By provider of `--vlm`: the module of its SDK, and the environment variables that may hold its key.
+PROVIDERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "google": ("google.genai", ("GOOGLE_API_KEY", "GEMINI_API_KEY")),
+    "openai": ("openai", ("OPENAI_API_KEY",)),
+    "anthropic": ("anthropic", ("ANTHROPIC_API_KEY",)),
+}
+
+
+def _vlm_sdk(settings: Settings) -> str | None:
+    provider = settings.vlm.partition(":")[0]
+    module = PROVIDERS[provider][0]
+    there = all(importlib.util.find_spec(name) for name in ("pydantic_ai", *_parents(module)))
+    return None if there else f"pydantic-ai with {provider} (pip install 'pydantic-ai-slim[{provider}]>=2.68')"
+
+
+def _parents(module: str) -> list[str]:
+    """`google`, `google.genai`: find_spec fails on a module whose parent is missing, so those are looked for first."""
+    names = module.split(".")
+    return [".".join(names[: i + 1]) for i in range(len(names))]
+
+
 def _vlm_key(settings: Settings) -> str | None:
-    if not settings.vlm.startswith("google:") or os.environ.get("GOOGLE_API_KEY") or os.environ.get("GEMINI_API_KEY"):
+    provider = settings.vlm.partition(":")[0]
+    names = PROVIDERS[provider][1]
+    if any(os.environ.get(name) for name in names):
         return None
-    return "a key (set GOOGLE_API_KEY)"
+    if settings.vlm_base_url and provider == "openai":
+        return None  # a server of one's own asks for no key
+    return f"a key (set {names[0]})"
 
 
 def _checkpoint(settings: Settings) -> str | None:
-    return None if settings.checkpoint else "a checkpoint (--checkpoint FILE.pt)"
+    return None if settings.checkpoint else "a checkpoint (--checkpoint FILE.pt, a hub id or a folder)"
+
+
+def _moondream_key(settings: Settings) -> str | None:
+    if os.environ.get("MOONDREAM_API_KEY") or settings.moondream_url != MOONDREAM_CLOUD:
+        return None
+    return "a key (set MOONDREAM_API_KEY) or a station of one's own (--moondream_url http://localhost:2020/v1)"
+
+
+def _trust(settings: Settings) -> str | None:
+    return None if settings.trust_remote_code else "--trust_remote_code: its code comes with the model from the hub"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered part: where its class is (None: not in this version), and what it needs of the machine."""
+    """A registered part: where its class is, and what it needs of the machine."""
 
-    where: str | None
+    where: str
     needs: tuple[Need, ...] = ()
 
 
-_TORCH = _module("torch", "torch torchvision")
+_TORCH = (_module("torch", "torch"), _module("torchvision", "torchvision"), _module("transformers", "transformers"))
 
 REGISTRY: dict[str, dict[str, Entry]] = {
     "annotator": {
-        "vlm": Entry(None, (_vlm_key,)),
+        "vlm": Entry("dataengine.annotators.vlm:VlmAnnotator", (_vlm_sdk, _vlm_key)),
         "measured": Entry("dataengine.annotators.measured:MeasuredAnnotator"),
     },
     "grounder": {
         "annotator": Entry("dataengine.grounders.annotator:AnnotatorGrounder"),
-        "moondream-hf": Entry(None, (_TORCH,)),
+        "moondream": Entry("dataengine.grounders.moondream:MoondreamGrounder", (_moondream_key,)),
+        "moondream-hf": Entry("dataengine.grounders.moondream_hf:MoondreamHfGrounder", (*_TORCH, _trust)),
+        "grounding-dino": Entry("dataengine.grounders.grounding_dino:GroundingDinoGrounder", _TORCH),
+        "owlv2": Entry("dataengine.grounders.owlv2:Owlv2Grounder", _TORCH),
+        "sam3": Entry("dataengine.grounders.sam3:Sam3Grounder", _TORCH),
     },
     "segmenter": {
-        "sam2": Entry(None, (_checkpoint, _TORCH)),
+        "sam2": Entry("dataengine.segmenters.sam2:Sam2Segmenter", (_checkpoint, *_TORCH)),
+        "sam3": Entry("dataengine.segmenters.sam3:Sam3Segmenter", _TORCH),
         "classical": Entry("dataengine.segmenters.classical:ClassicalSegmenter"),
     },
 }
@@ -115,23 +154,19 @@ def lacks(kind: str, name: str, settings: Settings) -> str:
     if entry is None:
         return f"does not exist (there are {', '.join(REGISTRY[kind])}, or MODULE:CLASS of your own)"
     missing = [need for check in entry.needs if (need := check(settings))]
-    if entry.where is None:
-        further = f" and would need {' and '.join(missing)}" if missing else ""
-        return f"is not in dataengine {__version__} yet{further}"
     return f"needs {' and '.join(missing)}" if missing else ""
 
 
 # What the engine reads of a part before it asks it anything.
 _ATTRIBUTES = {
     "annotator": ("name", "version", "detail", "local", "templates"),
-    "grounder": ("name", "version", "detail", "needs_boxes"),
+    "grounder": ("name", "version", "detail", "needs_boxes", "detects"),
     "segmenter": ("name", "version", "detail"),
 }
 
 
 def _built(kind: str, name: str, settings: Settings) -> Any:
     where = name if ":" in name else REGISTRY[kind][name].where
-    assert where is not None  # `lacks` has said so already
     module, _, attribute = where.partition(":")
     if ":" in name and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # a user's own module is most often beside the user

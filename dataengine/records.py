@@ -32,6 +32,7 @@ CONCEPT_FAMILIES: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+VIEW_SIDE = 768  # pixels of the long side of what a model sees, as published
 MAX_WORDS = 10  # of a prompt
 PROMPTS_A_CONCEPT = 3  # for one image; negatives likewise
 
@@ -68,12 +69,21 @@ class DescribedRegion(Record):
     boxes: Annotated[list[Xyxy], Field(description="xyxy boxes that came with the label; may be empty")]
 
 
+class Detection(Record):
+    """One instance of a label that a grounder found."""
+
+    box: Annotated[Xyxy, Field(description="xyxy in pixels of the photo")]
+    score: Annotated[float | None, Field(description="0..1; null where the grounder gives none")] = None
+    mask: Annotated[Rle | None, Field(description="its mask at any size, where the grounder cuts it as well")] = None
+
+
 class Instance(Record):
     """One box of a region and what was cut from it."""
 
     box: Annotated[Xyxy, Field(description="the xyxy box that was segmented")]
-    initial: Annotated[Rle, Field(description="the segmenter's mask for the box")]
+    initial: Annotated[Rle, Field(description="the mask for the box, as first cut")]
     refined: Annotated[Rle | None, Field(description="the pool mask chosen for it, if any")]
+    cleaned_pixels: Annotated[list[int], Field(description="pixels that cleaning changed in each of the two")]
 
 
 class RegionCut(Record):
@@ -150,6 +160,7 @@ class AcceptedRegion(Record):
     description: Annotated[str, Field(description="what the annotator saw in the kept mask")]
     choice: Annotated[Choice, Field(description="`initial` or `refined`: which mask was kept")]
     instances: Annotated[list[Rle], Field(description="one mask per box of the label; `mask_path` is their union")]
+    cleaned_pixels: Annotated[int, Field(description="pixels in small holes filled and small islands dropped")]
 
 
 class RegionResult(Record):

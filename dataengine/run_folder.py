@@ -211,6 +211,7 @@ def _accepted_region(index: int, region: JudgedRegion, mask: Mask) -> AcceptedRe
         description=region.verdict.description,
         choice=region.verdict.choice,
         instances=[instance.rle for instance in region.instances],
+        cleaned_pixels=region.cleaned_pixels,
     )
 
 

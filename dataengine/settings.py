@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dataengine.errors import UsageError
-from dataengine.records import CONCEPTS
+from dataengine.records import CONCEPTS, VIEW_SIDE
 
 PRESETS: dict[str, dict[str, str]] = {
     "standard": {"annotator": "vlm", "grounder": "annotator", "segmenter": "sam2"},
@@ -19,7 +19,22 @@ PRESETS: dict[str, dict[str, str]] = {
     "offline": {"annotator": "measured", "grounder": "annotator", "segmenter": "classical"},
 }
 
+VLM_PROVIDERS = ("google", "openai", "anthropic")
+
+# What a vision language model is asked, by stage: temperature and thinking are settable for each.
+QUESTIONS = ("describe", "verify", "compose", "align", "negatives", "refute")
+TEMPERATURE = 0.7  # as published
+THINKING_LEVELS = ("off", "auto", "minimal", "low", "medium", "high")
+
+MOONDREAM_CLOUD = "https://api.moondream.ai/v1"
+
 SAM2_CONFIGS = tuple(f"{family}_hiera_{size}.yaml" for family in ("sam2", "sam2.1") for size in ("t", "s", "b+", "l"))
+
+
+# Verdicts are short judgements of one picture: thinking is paid for by the token, and off there unless asked for.
+THINKING: dict[str, str | int] = {q: "off" if q in ("verify", "align", "refute") else "auto" for q in QUESTIONS}
+
+T = TypeVar("T")
 
 
 class Settings(BaseModel):
@@ -32,8 +47,26 @@ class Settings(BaseModel):
     grounder: str
     segmenter: str
     vlm: str = "google:gemini-flash-latest"
+    vlm_base_url: str | None = None
+    vlm_output: Literal["native", "prompted"] = "native"
+    vlm_side: int = Field(default=VIEW_SIDE, ge=64, le=4096)
+    vlm_timeout: float = Field(default=120, gt=0)
+    temperature: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(QUESTIONS, TEMPERATURE))
+    thinking: dict[str, str | int] = Field(default_factory=lambda: dict(THINKING))
+    prompts_dir: str | None = None
+    exhaustive: bool = True
     config: str = "sam2.1_hiera_l.yaml"
     checkpoint: str | None = None
+    grounder_model: str | None = None
+    grounder_revision: str | None = None
+    trust_remote_code: bool = False
+    box_threshold: float | None = Field(default=None, gt=0, lt=1)
+    moondream_url: str = MOONDREAM_CLOUD
+    device: str = "auto"
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    device_batch: int = Field(default=4, ge=1, le=256)
+    points_per_side: int = Field(default=64, ge=1, le=256)
+    clean_pixels: int = Field(default=100, ge=0)
     concepts: tuple[str, ...] = CONCEPTS
     negatives: bool = True
     max_regions: int = Field(default=8, ge=1, le=64)
@@ -55,12 +88,27 @@ class Settings(BaseModel):
             raise ValueError(f"unknown concept {unknown[0]!r}; there are {', '.join(CONCEPTS)}")
         return tuple(c for c in CONCEPTS if c in named)
 
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _temperature(cls, value: object) -> object:
+        given = _by_question(value, _number)
+        bad = [v for v in given.values() if not 0 <= v <= 2]
+        if bad:
+            raise ValueError(f"a temperature lies in 0..2, not {bad[0]}")
+        return {**dict.fromkeys(QUESTIONS, TEMPERATURE), **given}
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _thinking(cls, value: object) -> object:
+        return {**THINKING, **_by_question(value, _thought)}
+
     @field_validator("vlm")
     @classmethod
     def _vlm(cls, value: str) -> str:
         provider, _, model = value.partition(":")
-        if not provider or not model:
-            raise ValueError(f"{value!r} is not PROVIDER:MODEL, such as google:gemini-flash-latest")
+        if provider not in VLM_PROVIDERS or not model:
+            known = ", ".join(VLM_PROVIDERS)
+            raise ValueError(f"{value!r} is not PROVIDER:MODEL, such as google:gemini-flash-latest, of {known}")
         return value
 
     @field_validator("config")
@@ -72,7 +120,39 @@ class Settings(BaseModel):
 
     def of_results(self) -> dict[str, object]:
         """The settings that change what is computed for a region or a prompt, as JSON values."""
-        return self.model_dump(include={"max_regions", "max_side", "iou_threshold", "min_pool_pixels"})
+        names = ("max_regions", "max_side", "vlm_side", "iou_threshold", "min_pool_pixels", "clean_pixels")
+        return self.model_dump(include=set(names))
+
+
+def _by_question(value: object, parse: Callable[[object], T]) -> dict[str, T]:
+    """A value for every question (`0.7`), for some (`verify=0,align=0.2`), or both (`0.7,verify=0`), by question."""
+    if isinstance(value, Mapping):
+        named = [(str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, str):
+        cut = [entry.rpartition("=") for entry in value.split(",")]
+        named = [(name.strip(), entry.strip()) for name, _, entry in cut]
+    else:
+        named = [("", value)]
+    unknown = [name for name, _ in named if name and name not in QUESTIONS]
+    if unknown:
+        raise ValueError(f"there is no question {unknown[0]!r}; there are {', '.join(QUESTIONS)}")
+    for_all = {question: parse(entry) for name, entry in named if not name for question in QUESTIONS}
+    return {**for_all, **{name: parse(entry) for name, entry in named if name}}
+
+
+def _number(value: object) -> float:
+    try:
+        return float(str(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number") from None
+
+
+def _thought(value: object) -> str | int:
+    if str(value) in THINKING_LEVELS:
+        return str(value)
+    if str(value).isdecimal():
+        return int(str(value))
+    raise ValueError(f"{value!r} is not a number of tokens or one of {', '.join(THINKING_LEVELS)}")
 
 
 def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:

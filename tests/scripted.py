@@ -22,6 +22,7 @@ from dataengine.records import (
     Alignment,
     Choice,
     DescribedRegion,
+    Detection,
     Negative,
     Prompt,
     RegionVerdict,
@@ -135,10 +136,12 @@ class ScriptedGrounder:
     version: str = "1"
     name: str = "scripted"
     needs_boxes: bool = True
+    detects: bool = False
     detail: Mapping[str, str] = field(default_factory=dict)
 
-    async def ground(self, photo: Photo, region: DescribedRegion) -> Answer[list[Xyxy]]:
-        return await self.script.answer(f"ground/{region.label}", self.script.boxes.get(region.label, region.boxes))
+    async def ground(self, photo: Photo, region: DescribedRegion) -> Answer[list[Detection]]:
+        boxes = self.script.boxes.get(region.label, region.boxes)
+        return await self.script.answer(f"ground/{region.label}", [Detection(box=box) for box in boxes])
 
 
 @dataclass

@@ -230,7 +230,7 @@ def test_bad_images_fail_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]
         (["-i", "{here}/photo.png", "--preset", "offline", "-o", "{here}/photo.png"], "a file is in the way"),
         (["-i", "{here}/photo.png", "--preset", "offline", "-o", "{here}/photo.png/runs"], "a file is in the way"),
         (["-i", "{here}/photo.png"], "a key (set GOOGLE_API_KEY)"),
-        (["-i", "{here}/photo.png"], "a checkpoint (--checkpoint FILE.pt)"),
+        (["-i", "{here}/photo.png"], "a checkpoint (--checkpoint FILE.pt"),
         (["-i", "{here}/photo.png"], "--preset offline"),
     ],
 )

@@ -137,3 +137,22 @@ def test_digest_tells_content_and_size() -> None:
     masks = [Mask.empty(4, 6), Mask.empty(6, 4), Mask.from_array(~array)]
     assert len({m.digest() for m in masks}) == 3
     assert Mask.from_array(array).digest() == masks[0].digest()
+
+
+@pytest.mark.parametrize(
+    ("rows", "least", "expected"),
+    [
+        (["11110", "10010", "11110", "00000", "00001"], 3, ["11110", "11110", "11110", "00000", "00000"]),
+        (["11110", "10010", "11110", "00000", "00001"], 2, ["11110", "10010", "11110", "00000", "00000"]),
+        (["11110", "10010", "11110", "00000", "00001"], 1, ["11110", "10010", "11110", "00000", "00001"]),
+        (["00000", "01000", "00000"], 9, ["00000", "01000", "00000"]),  # the largest piece stays
+        (["01111", "11111", "11111"], 9, ["01111", "11111", "11111"]),  # a corner is no hole
+        (["1000", "0100", "0010"], 3, ["1000", "0100", "0010"]),  # corners join
+        (["0000", "0000"], 9, ["0000", "0000"]),
+    ],
+)
+def test_small_holes_and_islands_are_cleaned(rows: list[str], least: int, expected: list[str]) -> None:
+    mask, clean = (Mask.from_array(np.array([[int(c) for c in row] for row in rs])) for rs in (rows, expected))
+    assert mask.cleaned(least) == clean
+    changed = int((mask.array() != clean.array()).sum())
+    assert mask.differing(clean) == clean.differing(mask) == changed

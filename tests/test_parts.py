@@ -9,7 +9,7 @@ import pytest
 
 from dataengine import parts
 from dataengine.errors import MissingPartError
-from dataengine.parts import REGISTRY, Entry, build, lacks
+from dataengine.parts import REGISTRY, Entry, build
 from dataengine.settings import PRESETS, Settings, load_settings
 
 
@@ -89,13 +89,6 @@ def test_a_users_module_is_found_beside_the_user(tmp_path: Path, monkeypatch: py
     assert build(offline(segmenter="parts_of_a_user:Mine")).segmenter.name == "mine"
 
 
-def test_a_part_of_a_later_version_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(REGISTRY["grounder"], "later", Entry(None, (lambda settings: "a key",)))
-    text = lacks("grounder", "later", offline())
-    assert text.startswith("is not in dataengine ")
-    assert text.endswith(" yet and would need a key")
-
-
 @pytest.mark.parametrize(
     ("vlm", "environment", "expected"),
     [
@@ -103,11 +96,12 @@ def test_a_part_of_a_later_version_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         ("google:gemini-flash-latest", {"GOOGLE_API_KEY": ""}, "a key (set GOOGLE_API_KEY)"),
         ("google:gemini-flash-latest", {"GOOGLE_API_KEY": "k"}, None),
         ("google:gemini-flash-latest", {"GEMINI_API_KEY": "k"}, None),
-        ("other:model", {}, None),
+        ("openai:model", {"GOOGLE_API_KEY": "k"}, "a key (set OPENAI_API_KEY)"),
+        ("anthropic:model", {"ANTHROPIC_API_KEY": "k"}, None),
     ],
 )
 def test_the_key(monkeypatch: pytest.MonkeyPatch, vlm: str, environment: dict[str, str], expected: str | None) -> None:
-    for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY"):
+    for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dataengine.images import Photo
 from dataengine.journal import Answer
-from dataengine.records import DescribedRegion, Xyxy
+from dataengine.records import DescribedRegion, Detection
 from dataengine.settings import Settings
 
 
@@ -16,10 +16,11 @@ class AnnotatorGrounder:
     name = "annotator"
     version = "1"
     needs_boxes = True
+    detects = False
 
     def __init__(self, settings: Settings) -> None:
         self.detail: Mapping[str, str] = {}
 
-    async def ground(self, photo: Photo, region: DescribedRegion) -> Answer[list[Xyxy]]:
+    async def ground(self, photo: Photo, region: DescribedRegion) -> Answer[list[Detection]]:
         """The boxes that came with the label."""
-        return Answer(region.boxes)
+        return Answer([Detection(box=box) for box in region.boxes])

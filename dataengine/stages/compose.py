@@ -60,7 +60,7 @@ async def compose_negatives(scene: Scene, concept: str, parts: Parts, steps: Jou
 def scene_inputs(scene: Scene) -> dict[str, object]:
     """What determines an answer about a scene, for a step's inputs."""
     return {
-        "photo": scene.photo.digest,
+        "photo": scene.photo.view_digest,
         "regions": [[r.index, r.label, r.description, r.mask.digest()] for r in scene.regions],
     }
 

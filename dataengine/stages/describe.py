@@ -13,7 +13,7 @@ async def describe(photo: Photo, parts: Parts, settings: Settings, steps: Journa
     """At most `max_regions` labelled regions, with boxes where the grounder needs them."""
     annotator, with_boxes = parts.annotator, parts.grounder.needs_boxes
     inputs = {
-        "photo": photo.digest,
+        "photo": photo.view_digest,
         "annotator": identity(annotator),
         "max_regions": settings.max_regions,
         "with_boxes": with_boxes,

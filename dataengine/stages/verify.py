@@ -29,6 +29,7 @@ class JudgedRegion:
         index: its position in the description.
         mask: what was kept, at the photo's size; None where the region was rejected.
         instances: the parts of `mask`, one for each box.
+        cleaned_pixels: of small holes and islands that were mended in `mask`.
     """
 
     index: int
@@ -36,6 +37,7 @@ class JudgedRegion:
     verdict: RegionVerdict
     mask: Mask | None = None
     instances: tuple[Mask, ...] = ()
+    cleaned_pixels: int = 0
 
 
 async def verify(photo: Photo, cuts: Sequence[RegionCut], parts: Parts, steps: Journal) -> list[JudgedRegion]:
@@ -60,7 +62,7 @@ async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, st
         return answer
 
     inputs = {
-        "photo": photo.digest,
+        "photo": photo.view_digest,
         "annotator": identity(parts.annotator),
         "label": cut.label,
         "masks": {choice: mask.digest() for choice, mask in masks.items()},
@@ -70,7 +72,8 @@ async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, st
         verdict = RegionVerdict(choice="neither", description="", reason=f"the {verdict.choice} mask is empty")
     if verdict.choice == "neither":
         return JudgedRegion(index, cut.label, verdict)
-    return JudgedRegion(index, cut.label, verdict, masks[verdict.choice], tuple(instances[verdict.choice]))
+    cleaned = sum(i.cleaned_pixels[-1 if verdict.choice == "refined" else 0] for i in cut.instances)
+    return JudgedRegion(index, cut.label, verdict, masks[verdict.choice], tuple(instances[verdict.choice]), cleaned)
 
 
 def _instances(cut: RegionCut) -> dict[Choice, list[Mask]]:

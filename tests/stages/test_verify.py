@@ -22,7 +22,7 @@ SAME = filled(80, 120, (0, 0, 50, 80)), filled(80, 120, (0, 0, 49, 80))  # IoU 0
 
 def cut(*masks: tuple[Mask, Mask | None], label: str = "a cup") -> RegionCut:
     instances = [
-        Instance(box=(0, 0, 9, 9), initial=initial.rle, refined=refined.rle if refined else None)
+        Instance(box=(0, 0, 9, 9), initial=initial.rle, refined=refined.rle if refined else None, cleaned_pixels=[0])
         for initial, refined in masks
     ]
     return RegionCut(label=label, instances=instances)

@@ -1,0 +1,202 @@
+"""Models on this machine: a thread for each device, waiting jobs taken together, fewer of them where memory ends.
+
+Torch is imported by the functions that need it, never with this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from dataengine.errors import StageError, UsageError
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+Work = Callable[[str, Sequence[J]], Sequence[R]]  # (device, jobs) -> a result for each job
+
+
+def device_names(setting: str) -> tuple[str, ...]:
+    """Torch's names of the devices to use: one worker each.
+
+    Args:
+        setting: `auto` (every visible GPU, else the CPU), `cuda` (every visible GPU), or names such as `cuda:1` and
+            `cpu` with commas between them.
+
+    Raises:
+        UsageError: a device is named that is not there.
+    """
+    import torch
+
+    there = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    if setting == "auto":
+        return tuple(there) or ("cpu",)
+    names = there if setting == "cuda" else [name.strip() for name in setting.split(",")]
+    missing = [name for name in names if name not in ("cpu", *there)]
+    if missing or not names:
+        found = ", ".join(there) or "no GPU"
+        raise UsageError(f"--device {setting}: torch sees {found}", hint="Name one of those, or cpu, or auto")
+    return tuple(names)
+
+
+class Batch:
+    """Runs jobs together, as many at once as memory holds: an out-of-memory error halves the number and it goes on.
+
+    Attributes:
+        largest: jobs at once; lower after an out-of-memory error.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self.largest = largest
+
+    def run(self, work: Callable[[Sequence[J]], Sequence[R]], jobs: Sequence[J]) -> list[R]:
+        """A result for each job, in their order.
+
+        Raises:
+            StageError: memory does not hold a single job; its reason is `out_of_memory`.
+        """
+        results: list[R] = []
+        while len(results) < len(jobs):
+            chunk = jobs[len(results) : len(results) + self.largest]
+            try:
+                results += work(chunk)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                _free()
+                if len(chunk) == 1:
+                    hint = "Use a smaller model, another --device, or --max_side"
+                    raise StageError("out of memory on the device", hint=hint, reason="out_of_memory") from None
+                self.largest = max(1, len(chunk) // 2)
+        return results
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says that a device's memory is full."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _free() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@dataclass(eq=False)
+class _Waiting(Generic[J, R]):
+    work: Work[J, R]
+    job: J
+    batch: Batch
+    loop: asyncio.AbstractEventLoop
+    answer: asyncio.Future[R]
+
+    def settle(self, result: R | BaseException) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
+            self.loop.call_soon_threadsafe(self._set, result)
+
+    def _set(self, result: R | BaseException) -> None:
+        if self.answer.done():
+            return
+        if isinstance(result, BaseException):
+            self.answer.set_exception(result)
+        else:
+            self.answer.set_result(result)
+
+
+class Devices:
+    """A worker thread for each device.
+
+    Args:
+        names: torch's names of the devices.
+        batch: jobs of one kind that a device takes together at most.
+    """
+
+    def __init__(self, names: Sequence[str], batch: int) -> None:
+        self.names = tuple(names)
+        self._batch = batch
+        self._workers = {name: _Worker(name) for name in names}
+        self._batches: dict[tuple[str, Any], Batch] = {}
+
+    async def run(self, work: Work[J, R], job: J, *, on: str | None = None) -> R:
+        """The result of `work` for a job; jobs that wait for the same work on the same device are done together.
+
+        Where a job of several fails, each is tried on its own, so that it fails alone.
+
+        Args:
+            work: called in the device's thread with the device's name and the jobs; a bound method or function, the
+                same object's for what may be done together.
+            on: the device that must do it; else the one with the least waiting.
+        """
+        worker = self._workers[on] if on else min(self._workers.values(), key=_Worker.load)
+        loop = asyncio.get_running_loop()
+        batch = self._batches.setdefault((worker.name, work), Batch(self._batch))
+        waiting: _Waiting[J, R] = _Waiting(work, job, batch, loop, loop.create_future())
+        worker.put(waiting)
+        return await waiting.answer
+
+
+class _Worker:
+    """One device's thread; it starts with the first job and ends with the process."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._waiting: deque[_Waiting[Any, Any]] = deque()
+        self._busy = 0
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def load(self) -> int:
+        return len(self._waiting) + self._busy
+
+    def put(self, waiting: _Waiting[Any, Any]) -> None:
+        with self._changed:
+            self._waiting.append(waiting)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name=f"dataengine {self.name}", daemon=True)
+                self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            if taken := self._take():
+                self._do(taken)
+            self._busy = 0
+
+    def _take(self) -> list[_Waiting[Any, Any]]:
+        """The job that has waited longest, with those that can be done with it."""
+        with self._changed:
+            while not self._waiting:
+                self._changed.wait()
+            for waiting in [w for w in self._waiting if w.answer.cancelled()]:
+                self._waiting.remove(waiting)
+            if not self._waiting:
+                return []
+            first = self._waiting[0]
+            alike = [w for w in self._waiting if w.work == first.work]
+            taken = alike[: first.batch.largest]
+            for waiting in taken:
+                self._waiting.remove(waiting)
+            self._busy = len(taken)
+            return taken
+
+    def _do(self, taken: Sequence[_Waiting[Any, Any]]) -> None:
+        first = taken[0]
+        try:
+            results = first.batch.run(lambda jobs: first.work(self.name, jobs), [w.job for w in taken])
+        except BaseException as error:
+            if len(taken) == 1:
+                first.settle(error)
+                return
+            for waiting in taken:
+                self._do([waiting])
+            return
+        for waiting, result in zip(taken, results, strict=True):
+            waiting.settle(result)
