@@ -145,6 +145,9 @@ def _vlm_flags(vlm: argparse._ArgumentGroup) -> None:
     vlm.add_argument("--vlm_side", type=int, default=absent, metavar="N", help="long side of what it sees, px (768)")
     vlm.add_argument("--vlm_timeout", type=float, default=absent, metavar="S", help="seconds for one answer (120)")
     vlm.add_argument(
+        "--retry_seconds", type=float, default=absent, metavar="S", help="how long a failing call is tried again (120)"
+    )
+    vlm.add_argument(
         "--temperature", default=absent, metavar="X", help="for every question, or by question: 0.7,verify=0 (0.7)"
     )
     vlm.add_argument(
@@ -153,6 +156,12 @@ def _vlm_flags(vlm: argparse._ArgumentGroup) -> None:
         metavar="X",
         help="off, auto, minimal, low, medium, high or tokens, also by question: 1024,verify=off "
         "(auto; verify, align and refute off)",
+    )
+    vlm.add_argument(
+        "--safety",
+        default=absent,
+        metavar="LEVEL",
+        help="what Gemini blocks: none, high (default: only high risk), medium, low, or default (its own)",
     )
     vlm.add_argument("--prompts_dir", default=absent, metavar="DIR", help="NAME.txt files that replace templates")
     vlm.add_argument(

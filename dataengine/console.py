@@ -133,6 +133,9 @@ def print_totals(totals: Totals, output_dir: Path) -> None:
             written, accepted = totals.prompts[concept]
             table.add_row(f"prompts, {concept}", f"{accepted} of {written} accepted")
     table.add_row("negatives", f"{totals.negatives[1]} of {totals.negatives[0]} accepted")
+    for title, counts in (("refused by rule", totals.refused), ("failed by reason", totals.failures)):
+        if counts:
+            table.add_row(title, ", ".join(f"{name} {count}" for name, count in counts.most_common()))
     table.add_row("calls", cost_text(totals.spent))
     rate = f", {totals.done / totals.seconds * 60:.0f} images a minute" if totals.done and totals.seconds else ""
     table.add_row("time", f"{totals.seconds:.1f} s{rate}")
@@ -144,7 +147,8 @@ def print_totals(totals: Totals, output_dir: Path) -> None:
 def cost_text(usage: Usage) -> str:
     """Calls, tokens and cost in words."""
     cost = "cost unknown" if usage.usd is None else f"${usage.usd:.4f}"
-    return f"{usage.calls} paid, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out, {cost}"
+    again = f" ({usage.reasked} asked again)" if usage.reasked else ""
+    return f"{usage.calls} paid{again}, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out, {cost}"
 
 
 def print_export(manifest: ExportManifest) -> None:

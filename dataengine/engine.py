@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dataengine import __version__
-from dataengine.errors import DataEngineError, ImageError, OutputError, StageError
+from dataengine.errors import DataEngineError, ImageError, KeyRefusedError, OutputError, StageError
 from dataengine.images import Photo, read_photo
 from dataengine.journal import digest
 from dataengine.output_folder import Failures, assign_folders, content_now, source_of
@@ -22,7 +23,7 @@ from dataengine.parts import Parts
 from dataengine.pipeline import Outcome, process
 from dataengine.records import CONCEPTS, Failure, RunRecord, Usage
 from dataengine.run_folder import RunFolder, path_text
-from dataengine.settings import Settings
+from dataengine.settings import QUESTIONS, Settings
 
 
 @dataclass
@@ -36,6 +37,8 @@ class Totals:
     accepted: int = 0
     prompts: dict[str, tuple[int, int]] = field(default_factory=dict)
     negatives: tuple[int, int] = (0, 0)
+    refused: Counter[str] = field(default_factory=Counter)  # by rule
+    failures: Counter[str] = field(default_factory=Counter)  # by reason
     spent: Usage = field(default_factory=Usage)
     seconds: float = 0.0
 
@@ -46,6 +49,7 @@ class Totals:
         self.accepted += outcome.accepted
         for concept, counts in outcome.prompts.items():
             self.prompts[concept] = _plus(self.prompts.get(concept, (0, 0)), counts)
+        self.refused += outcome.refused
         for counts in outcome.negatives.values():
             self.negatives = _plus(self.negatives, counts)
 
@@ -75,6 +79,7 @@ async def run(images: Sequence[Path], output_dir: Path, parts: Parts, settings: 
 
     Raises:
         OutputError: results cannot be written; the images under way are given up, what was finished stays.
+        KeyRefusedError: a service refuses the key; likewise.
     """
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "dataengine"))
     started = time.perf_counter()
@@ -85,7 +90,7 @@ async def run(images: Sequence[Path], output_dir: Path, parts: Parts, settings: 
     slots = asyncio.Semaphore(settings.concurrency)
     worker = _Worker(jobs, failures, parts, settings, reporter, totals, slots)
     try:
-        async with asyncio.TaskGroup() as group:
+        async with parts, asyncio.TaskGroup() as group:
             for _ in range(min(images_at_once(parts, settings), len(images))):
                 group.create_task(worker.work())
     except ExceptionGroup as errors:
@@ -123,8 +128,8 @@ class _Worker:
             try:
                 outcome = await self._one(image, folder)
             except DataEngineError as error:
-                if error.reason == "disk_full":
-                    raise
+                if error.reason == "disk_full" or isinstance(error, KeyRefusedError):
+                    raise  # the next image would meet the same
                 self._fail(image, error)
             except Exception as error:  # a fault of ours in one image must not cost the others
                 self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
@@ -177,6 +182,7 @@ class _Worker:
     def _fail(self, image: Path, error: DataEngineError) -> None:
         stage = error.stage or ("read" if isinstance(error, ImageError) else "run")
         self.totals.failed += 1
+        self.totals.failures[error.reason] += 1
         self.failures.add(Failure(image=path_text(image), stage=stage, reason=error.reason, message=str(error)))
         self.reporter.failed(image, error)
 
@@ -189,7 +195,12 @@ def prompt_digests(parts: Parts) -> dict[str, str]:
 def fingerprint(sha256: str, parts: Parts, settings: Settings) -> str:
     """A digest of all that determines an image's results: what differs in it is not done yet."""
     versions = {kind: [record.name, record.version] for kind, record in parts.records().items()}
-    return digest([sha256, versions, settings.of_results(), prompt_digests(parts)])
+    asked = [
+        [question, concept, dict(parts.annotator.basis(question, concept))]
+        for question in QUESTIONS
+        for concept in (CONCEPTS if question in ("compose", "negatives") else ("",))
+    ]
+    return digest([sha256, versions, settings.of_results(), asked])
 
 
 def _plus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:

@@ -5,10 +5,17 @@ DataEngineError            a message a user can act on: what, where, and what to
 │   └── MissingPartError   a part cannot be built on this machine
 ├── ImageError             one image cannot be used; the others go on (exit code 1)
 ├── OutputError            results cannot be written; the run stops (exit code 1)
+├── KeyRefusedError        a service refuses the key; the run stops (exit code 1)
 └── StageError             one stage of one image failed; the others go on (exit code 1)
 """
 
+from __future__ import annotations
+
 import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dataengine.records import Usage
 
 
 class DataEngineError(Exception):
@@ -18,19 +25,33 @@ class DataEngineError(Exception):
         message: what is wrong, and where.
         hint: what to do next; may be empty.
         reason: a short stable name to count by, such as `truncated`.
+        retryable: the same call may succeed a little later.
+        retry_after: seconds after which the service wants to be asked again, where it says so.
 
     Attributes:
         stage: the stage of an image in which it was met; empty where there is none.
+        usage: what the failed call cost all the same; None where it cost nothing.
     """
 
     reason = "error"
     stage = ""
     exit_code = 1
+    usage: Usage | None = None
 
-    def __init__(self, message: str, *, hint: str = "", reason: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        reason: str | None = None,
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.retryable = retryable
+        self.retry_after = retry_after
         if reason is not None:
             self.reason = reason
 
@@ -61,6 +82,12 @@ class OutputError(DataEngineError):
     """Results cannot be written: the disk is full, or the folder is read-only."""
 
     reason = "output"
+
+
+class KeyRefusedError(DataEngineError):
+    """A service refuses the key: no call with it can succeed, so the run stops."""
+
+    reason = "key_refused"
 
 
 class StageError(DataEngineError):

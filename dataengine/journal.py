@@ -2,7 +2,8 @@
 
 A journal is a file of JSON lines, one for each finished step: `{"step", "key", "seconds", "usage", "result"}`. The key
 is a digest of the step's name and of all that determines its answer, so a journal is resume, cache, cost ledger and
-provenance in one. A line cut off by a killed process is dropped when the journal is opened; its step runs again.
+provenance in one. A step that failed after it was paid for leaves a line with `failed`, its reason, for a result. A
+line cut off by a killed process is dropped when the journal is opened; its step runs again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from dataengine.errors import output_error
+from dataengine.errors import DataEngineError, output_error
 from dataengine.records import StepTiming, Usage
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Journal:
         self.path = path
         self._lines: dict[str, dict[str, Any]] = {}
         self._used: dict[str, dict[str, Any]] = {}
+        self._lost: list[dict[str, Any]] = []
         self.spent = Usage()
         self.slots: contextlib.AbstractAsyncContextManager[Any] = contextlib.nullcontext()
         if path.exists():
@@ -65,8 +67,11 @@ class Journal:
         for raw in whole.splitlines():
             try:
                 line = json.loads(raw)
-                self._lines[line["key"]] = line
-            except (ValueError, KeyError, TypeError):
+                if "failed" in line:
+                    self._lost.append({**line, "usage": Usage(**line["usage"]).model_dump()})
+                else:
+                    self._lines[line["key"]] = line
+            except (ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
                 continue  # a damaged line is a step not done
 
     async def once(
@@ -86,19 +91,28 @@ class Journal:
         if line is None or not _is_sound(line, adapter):
             async with self.slots:
                 started = time.perf_counter()
-                answer = await work()
+                try:
+                    answer = await work()
+                except DataEngineError as error:
+                    self._lose(step, key, time.perf_counter() - started, error)
+                    raise
                 seconds = time.perf_counter() - started
-            line = {
-                "step": step,
-                "key": key,
-                "seconds": round(seconds, 4),
-                "usage": answer.usage.model_dump(),
-                "result": adapter.dump_python(answer.value, mode="json"),
-            }
+            line = _line(step, key, seconds, answer.usage)
+            line["result"] = adapter.dump_python(answer.value, mode="json")
             self._append(line)
+            self._lines[key] = line
             self.spent += answer.usage
         self._used[key] = line
         return adapter.validate_python(line["result"])
+
+    def _lose(self, step: str, key: str, seconds: float, error: DataEngineError) -> None:
+        """Keep what a failed step cost: the step is not done, but it was paid for."""
+        if error.usage is None or not error.usage.calls:
+            return
+        line = {**_line(step, key, seconds, error.usage), "failed": error.reason}
+        self._append(line)
+        self._lost.append(line)
+        self.spent += error.usage
 
     def _append(self, line: dict[str, Any]) -> None:
         text = json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
@@ -115,12 +129,11 @@ class Journal:
                 os.close(handle)
         except OSError as error:
             raise output_error(error, self.path) from error
-        self._lines[line["key"]] = line
 
     @property
     def usage(self) -> Usage:
-        """Cost of the steps used so far, also of those found in the journal."""
-        return sum((Usage(**line["usage"]) for line in self._used.values()), Usage())
+        """Cost of the steps used so far, also of those found in the journal, and of all that failed."""
+        return sum((Usage(**line["usage"]) for line in (*self._used.values(), *self._lost)), Usage())
 
     def timing(self) -> list[StepTiming]:
         """Seconds by stage of the steps used so far, in the order they were first used."""
@@ -138,6 +151,10 @@ class Journal:
         ]
 
 
+def _line(step: str, key: str, seconds: float, usage: Usage) -> dict[str, Any]:
+    return {"step": step, "key": key, "seconds": round(seconds, 4), "usage": usage.model_dump()}
+
+
 def _is_sound(line: Mapping[str, Any], adapter: TypeAdapter[Any]) -> bool:
     """Whether a line has its cost and a result of the step's kind; another version may have written it."""
     try:
@@ -149,9 +166,13 @@ def _is_sound(line: Mapping[str, Any], adapter: TypeAdapter[Any]) -> bool:
 
 
 def identity(part: Any) -> list[str]:
-    """What tells one part's answers from another's, for a step's inputs: name, version and prompt templates."""
-    templates = getattr(part, "templates", {})
-    return [part.name, part.version, *([digest(dict(templates))] if templates else [])]
+    """What tells one part's answers from another's, for a step's inputs: name and version."""
+    return [part.name, part.version]
+
+
+def asked(annotator: Any, question: str, concept: str = "") -> list[object]:
+    """What an annotator's answer to a question rests on beside the question's own inputs, for a step's inputs."""
+    return [*identity(annotator), dict(annotator.basis(question, concept))]
 
 
 def step_key(step: str, inputs: Mapping[str, object]) -> str:

@@ -10,13 +10,14 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataengine.errors import MissingPartError
 from dataengine.records import PartRecord
-from dataengine.settings import MOONDREAM_CLOUD, Settings
+from dataengine.settings import MOONDREAM_CLOUD, PROVIDER_KEYS, Settings
 
 if TYPE_CHECKING:
     from dataengine.annotators import Annotator
@@ -33,17 +34,12 @@ def _module(name: str, pip: str) -> Need:
     return check
 
 
-# By provider of `--vlm`: the module of its SDK, and the environment variables that may hold its key.
-PROVIDERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "google": ("google.genai", ("GOOGLE_API_KEY", "GEMINI_API_KEY")),
-    "openai": ("openai", ("OPENAI_API_KEY",)),
-    "anthropic": ("anthropic", ("ANTHROPIC_API_KEY",)),
-}
+_SDKS = {"google": "google.genai", "openai": "openai", "anthropic": "anthropic"}
 
 
 def _vlm_sdk(settings: Settings) -> str | None:
     provider = settings.vlm.partition(":")[0]
-    module = PROVIDERS[provider][0]
+    module = _SDKS[provider]
     there = all(importlib.util.find_spec(name) for name in ("pydantic_ai", *_parents(module)))
     return None if there else f"pydantic-ai with {provider} (pip install 'pydantic-ai-slim[{provider}]>=2.68')"
 
@@ -56,7 +52,7 @@ def _parents(module: str) -> list[str]:
 
 def _vlm_key(settings: Settings) -> str | None:
     provider = settings.vlm.partition(":")[0]
-    names = PROVIDERS[provider][1]
+    names = PROVIDER_KEYS[provider]
     if any(os.environ.get(name) for name in names):
         return None
     if settings.vlm_base_url and provider == "openai":
@@ -86,16 +82,19 @@ class Entry:
     needs: tuple[Need, ...] = ()
 
 
+_TENACITY = _module("tenacity", "tenacity")
 _TORCH = (_module("torch", "torch"), _module("torchvision", "torchvision"), _module("transformers", "transformers"))
 
 REGISTRY: dict[str, dict[str, Entry]] = {
     "annotator": {
-        "vlm": Entry("dataengine.annotators.vlm:VlmAnnotator", (_vlm_sdk, _vlm_key)),
+        "vlm": Entry("dataengine.annotators.vlm:VlmAnnotator", (_vlm_sdk, _TENACITY, _vlm_key)),
         "measured": Entry("dataengine.annotators.measured:MeasuredAnnotator"),
     },
     "grounder": {
         "annotator": Entry("dataengine.grounders.annotator:AnnotatorGrounder"),
-        "moondream": Entry("dataengine.grounders.moondream:MoondreamGrounder", (_moondream_key,)),
+        "moondream": Entry(
+            "dataengine.grounders.moondream:MoondreamGrounder", (_module("httpx", "httpx"), _TENACITY, _moondream_key)
+        ),
         "moondream-hf": Entry("dataengine.grounders.moondream_hf:MoondreamHfGrounder", (*_TORCH, _trust)),
         "grounding-dino": Entry("dataengine.grounders.grounding_dino:GroundingDinoGrounder", _TORCH),
         "owlv2": Entry("dataengine.grounders.owlv2:Owlv2Grounder", _TORCH),
@@ -111,11 +110,22 @@ REGISTRY: dict[str, dict[str, Entry]] = {
 
 @dataclass(frozen=True)
 class Parts:
-    """The three parts of a run."""
+    """The three parts of a run; those with connections are opened and closed by `async with`."""
 
     annotator: Annotator
     grounder: Grounder
     segmenter: Segmenter
+    _open: AsyncExitStack = field(default_factory=AsyncExitStack, repr=False)
+
+    async def __aenter__(self) -> Parts:
+        parts: tuple[Any, ...] = (self.annotator, self.grounder, self.segmenter)
+        for part in parts:
+            if hasattr(part, "__aenter__"):
+                await self._open.enter_async_context(part)
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._open.aclose()
 
     def records(self) -> dict[str, PartRecord]:
         """Name, version and detail of each, for `run.json`."""

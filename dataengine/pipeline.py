@@ -10,12 +10,13 @@ Whatever costs money or computing time is a step of the image's journal: run aga
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dataengine.annotators import Scene, SceneRegion
-from dataengine.errors import DataEngineError, OutputError, StageError
+from dataengine.errors import DataEngineError, KeyRefusedError, OutputError, StageError
 from dataengine.images import Photo, RgbArray
 from dataengine.masks import Mask
 from dataengine.overlays import prompt_picture
@@ -36,7 +37,7 @@ from dataengine.run_folder import ACCEPTED_DIR, ALL_REGIONS, RunFolder, path_tex
 from dataengine.settings import Settings
 from dataengine.stages import all_of
 from dataengine.stages.align import align, align_negative
-from dataengine.stages.compose import broken_rule, broken_text_rule, compose, compose_negatives
+from dataengine.stages.compose import broken_rule, broken_text_rule, compose, compose_negatives, rule_name
 from dataengine.stages.describe import describe
 from dataengine.stages.propose import propose
 from dataengine.stages.segment import segment
@@ -54,6 +55,7 @@ class Outcome:
     note: str
     prompts: dict[str, tuple[int, int]] = field(default_factory=dict)
     negatives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)  # by the rule that code refused a text for
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Par
     accepted = await asyncio.to_thread(folder.write_regions, photo, judged)
 
     outcome = Outcome(len(judged), len(accepted), _note(judged))
+    outcome.refused.update(_rules(region.verdict.reason for region in judged))
     run = Run(photo, folder, parts, judged, _scene(photo, judged, accepted), outcome)
     failures = await _write_concepts(run, settings.concepts, settings.concepts if settings.negatives else ())
     if failures:
@@ -157,6 +160,7 @@ async def _judge_prompts(run: Run, concept: str, prompts: list[Prompt], refused:
     judged = await _in_stage("align", run.photo, all_of(judge(index) for index in range(len(prompts))))
     verifications = [verification for verification, _ in judged]
     run.outcome.prompts[concept] = _counts(verifications)
+    run.outcome.refused.update(_rules(entry.reason for entry in verifications))
     summary = _summary(run, concept, prompts, verifications)
     pictures = {verification.classified_path: picture for verification, picture in judged}
     await asyncio.to_thread(run.folder.write_concept, summary, concept, pictures)
@@ -175,6 +179,7 @@ async def _judge_negatives(run: Run, concept: str, negatives: list[Negative], re
 
     judged = await _in_stage("align", run.photo, all_of(judge(index) for index in range(len(negatives))))
     run.outcome.negatives[concept] = _counts(judged)
+    run.outcome.refused.update(_rules(entry.reason for entry in judged))
     await asyncio.to_thread(run.folder.write_negatives, concept, judged)
 
 
@@ -202,6 +207,11 @@ def _why(verdict: Alignment) -> str:
 
 def _counts(judged: Sequence[PromptVerification | NegativeVerification]) -> tuple[int, int]:
     return len(judged), sum(entry.verdict == "ACCEPT" for entry in judged)
+
+
+def _rules(reasons: Iterable[str]) -> list[str]:
+    """The names of the rules among the reasons."""
+    return [name for reason in reasons if (name := rule_name(reason))]
 
 
 def _summary(run: Run, concept: str, prompts: list[Prompt], verifications: list[PromptVerification]) -> Summary:
@@ -246,6 +256,8 @@ def _note(judged: list[JudgedRegion]) -> str:
         return "No region was described in this image, so there are no prompts."
     if not any(region.mask is not None for region in judged):
         return f"None of the {len(judged)} described regions was accepted, so there are no prompts."
+    if sum(region.mask is not None for region in judged) == 1:
+        return "A single region was accepted, and a prompt chooses among two or more, so there are none but negatives."
     return ""
 
 
@@ -258,7 +270,7 @@ async def _each(
     done: dict[str, T] = {}
     failures: list[DataEngineError] = []
     for name, result in zip(names, results, strict=True):
-        if isinstance(result, DataEngineError) and not isinstance(result, OutputError):
+        if isinstance(result, DataEngineError) and not isinstance(result, (OutputError, KeyRefusedError)):
             failures.append(result)
         elif isinstance(result, BaseException):
             raise result
@@ -271,6 +283,11 @@ async def _in_stage(stage: str, photo: Photo, work: Awaitable[T]) -> T:
     """Await a stage's work; what it raises says the stage and the image."""
     try:
         return await work
+    except StageError as error:
+        if not error.stage:
+            error.stage = stage
+            error.message = error.message if str(photo.path) in error.message else f"{photo.path}: {error.message}"
+        raise
     except DataEngineError as error:
         error.stage = error.stage or stage
         raise

@@ -133,7 +133,8 @@ class Usage(Record):
     input_tokens: int = 0
     output_tokens: Annotated[int, Field(description="thinking tokens included")] = 0
     usd: Annotated[float | None, Field(description="null where a price is unknown")] = 0.0
-    calls: int = 0
+    calls: Annotated[int, Field(description="answers paid for")] = 0
+    reasked: Annotated[int, Field(description="of these, asked again since an answer broke its schema")] = 0
 
     def __add__(self, other: Usage) -> Usage:
         usd = None if self.usd is None or other.usd is None else self.usd + other.usd
@@ -142,6 +143,7 @@ class Usage(Record):
             output_tokens=self.output_tokens + other.output_tokens,
             usd=usd,
             calls=self.calls + other.calls,
+            reasked=self.reasked + other.reasked,
         )
 
 
@@ -191,7 +193,7 @@ class PromptVerification(Record):
     prompt: str
     satisfying: Annotated[list[int], Field(description="indices into accepted.json")]
     verdict: Verdict
-    reason: Annotated[str, Field(description="the annotator's, or `rule: …` where code refused it")]
+    reason: Annotated[str, Field(description="the annotator's, or `rule NAME: …` where code refused it")]
     src_path: Annotated[str, Field(description="the picture that was judged")]
     classified_path: Annotated[str, Field(description="where it is kept: under ACCEPTED or REJECTED")]
 

@@ -19,7 +19,12 @@ PRESETS: dict[str, dict[str, str]] = {
     "offline": {"annotator": "measured", "grounder": "annotator", "segmenter": "classical"},
 }
 
-VLM_PROVIDERS = ("google", "openai", "anthropic")
+# By provider of `--vlm`: the environment variables that may hold its key.
+PROVIDER_KEYS = {
+    "google": ("GOOGLE_API_KEY", "GEMINI_API_KEY"),
+    "openai": ("OPENAI_API_KEY",),
+    "anthropic": ("ANTHROPIC_API_KEY",),
+}
 
 # What a vision language model is asked, by stage: temperature and thinking are settable for each.
 QUESTIONS = ("describe", "verify", "compose", "align", "negatives", "refute")
@@ -51,8 +56,10 @@ class Settings(BaseModel):
     vlm_output: Literal["native", "prompted"] = "native"
     vlm_side: int = Field(default=VIEW_SIDE, ge=64, le=4096)
     vlm_timeout: float = Field(default=120, gt=0)
+    retry_seconds: float = Field(default=120, ge=0)
     temperature: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(QUESTIONS, TEMPERATURE))
     thinking: dict[str, str | int] = Field(default_factory=lambda: dict(THINKING))
+    safety: Literal["default", "none", "high", "medium", "low"] = "high"
     prompts_dir: str | None = None
     exhaustive: bool = True
     config: str = "sam2.1_hiera_l.yaml"
@@ -106,8 +113,8 @@ class Settings(BaseModel):
     @classmethod
     def _vlm(cls, value: str) -> str:
         provider, _, model = value.partition(":")
-        if provider not in VLM_PROVIDERS or not model:
-            known = ", ".join(VLM_PROVIDERS)
+        if provider not in PROVIDER_KEYS or not model:
+            known = ", ".join(PROVIDER_KEYS)
             raise ValueError(f"{value!r} is not PROVIDER:MODEL, such as google:gemini-flash-latest, of {known}")
         return value
 

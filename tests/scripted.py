@@ -100,6 +100,9 @@ class ScriptedAnnotator:
     detail: Mapping[str, str] = field(default_factory=lambda: {"library": "none"})
     templates: Mapping[str, str] = field(default_factory=lambda: {"DESCRIBE": "What is here?"})
 
+    def basis(self, question: str, concept: str = "") -> Mapping[str, object]:
+        return {"templates": dict(self.templates)}
+
     async def describe(self, photo: Photo, max_regions: int, with_boxes: bool) -> Answer[list[DescribedRegion]]:
         return await self.script.answer("describe", self.script.regions)
 

@@ -212,7 +212,7 @@ def test_every_failure_is_listed_and_the_others_go_on(world: World) -> None:
     ]
     assert [(name, reason) for name, _, reason in listed] == world.reporter.failures
     assert world.failures()[-1].image == str(world.root / "stopped.png")
-    assert world.failures()[-1].message == "429 after 5 tries. Wait"
+    assert world.failures()[-1].message == f"{world.root / 'stopped.png'}: 429 after 5 tries. Wait"
     assert world.reporter.done == ["good.png", "last.png"]
 
 

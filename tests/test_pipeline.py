@@ -186,9 +186,8 @@ def test_masks_have_the_size_of_the_photo_and_pictures_that_of_the_view(
     ("label", "name"),
     [
         ("../../etc/passwd", "000_etc_passwd.png"),
-        ("a" * 5000, f"000_{'a' * 40}.png"),
+        ("a" * 300, f"000_{'a' * 40}.png"),
         ("🐈 🪑", "000_unnamed.png"),
-        ("", "000_unnamed.png"),
         ("Tasse à café\n\x00", "000_tasse_a_cafe.png"),
         ("cut off \ud83d", "000_cut_off.png"),
     ],
@@ -202,6 +201,23 @@ def test_any_label_and_prompt_makes_safe_file_names(tmp_path: Path, label: str, 
     assert sorted(path.name for path in overlays) == [name, "001_right_thing.png"]
     assert all(len(path.name) < 60 for path in (tmp_path / "run").rglob("*"))
     assert accepted_of(tmp_path / "run")[0].label == label.replace("\ud83d", "?")
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"), [("a" * 5000, "rule label: it has 5,000"), (" ", "rule label: it is empty")]
+)
+def test_a_label_that_cannot_be_looked_for_is_a_region_rejected_with_its_reason(
+    tmp_path: Path, label: str, reason: str
+) -> None:
+    """It is not paid for, it is counted, and the other regions go on."""
+    script = two_things(regions=[region(label, LEFT), region("left thing", LEFT), region("right thing", RIGHT)])
+    outcome = go(script, tmp_path)
+    first, *others = summary_of(tmp_path / "run", "entities").results
+    assert first.reason.startswith(reason)
+    assert (first.output, len(first.label) <= 300) == (None, True)
+    assert all(result.output for result in others)
+    assert script.made[f"ground/{label}"] == script.made[f"verify/{label}"] == 0
+    assert outcome.refused["label"] == 1
 
 
 @pytest.mark.parametrize(
@@ -253,14 +269,14 @@ def test_only_what_is_asked_for_is_made(tmp_path: Path, negatives: bool) -> None
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (prompt("Segment it", satisfying=[7]), "rule: indices"),
-        (prompt("Segment it", satisfying=[-1]), "rule: indices"),
-        (prompt("Segment it", candidates=[0, -1], satisfying=[-1]), "rule: indices"),
-        (prompt("Segment it", candidates=[0]), "rule: satisfying must be a strict subset"),
-        (prompt("It"), "rule: a prompt starts with a verb"),
-        (prompt(""), "rule: a prompt starts with a verb"),
-        (prompt("Segment region 1"), "rule: a prompt must not name regions"),
-        (prompt("Segment it", concept_family="hazard"), "rule: 'hazard' is no concept family of entities"),
+        (prompt("Segment it", satisfying=[7]), "rule indices: "),
+        (prompt("Segment it", satisfying=[-1]), "rule indices: "),
+        (prompt("Segment it", candidates=[0, -1], satisfying=[-1]), "rule indices: "),
+        (prompt("Segment it", candidates=[0]), "rule subset: satisfying must be a strict subset"),
+        (prompt("It"), "rule verb: a prompt starts with a verb"),
+        (prompt(""), "rule verb: a prompt starts with a verb"),
+        (prompt("Segment region 1"), "rule numbers: a prompt must not speak"),
+        (prompt("Segment it", concept_family="hazard"), "rule family: 'hazard' is no concept family of entities"),
     ],
 )
 def test_a_prompt_that_breaks_a_rule_is_written_with_the_reason_and_never_paid_for(
@@ -288,7 +304,7 @@ def test_of_equal_prompts_the_first_in_order_counts_whoever_answers_first(tmp_pa
     script.negatives = {"entities": [negative(shouted), negative("Find a cat")], "spatial": []}
     script.negatives["spatial"] = [negative("find a cat", "spatial")]
     go(script, tmp_path)
-    same = "rule: the same prompt was written before for this image"
+    same = "rule duplicate: the same prompt was written before for this image"
     folder = tmp_path / "run"
     said = [(v.verdict, v.reason) for c in TWO for v in summary_of(folder, c).prompt_verifications]
     assert said == [("ACCEPT", "it fits"), ("REJECT", same), ("REJECT", same)]

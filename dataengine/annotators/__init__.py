@@ -57,6 +57,15 @@ class Annotator(Protocol):
     local: bool
     templates: Mapping[str, str]
 
+    def basis(self, question: str, concept: str = "") -> Mapping[str, object]:
+        """What its answers to a question rest on beside its inputs and `version`: templates, model, settings.
+
+        Args:
+            question: one of `settings.QUESTIONS`.
+            concept: where the question is `compose` or `negatives`.
+        """
+        ...
+
     async def describe(self, photo: Photo, max_regions: int, with_boxes: bool) -> Answer[list[DescribedRegion]]:
         """At most `max_regions` regions worth asking about; with their boxes where `with_boxes`."""
         ...

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import threading
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,6 +33,7 @@ from dataengine.images import Photo, RgbArray
 from dataengine.journal import Answer
 from dataengine.masks import Mask
 from dataengine.measures import COLOURS, Picture, Region
+from dataengine.once import OncePer
 from dataengine.records import (
     CONCEPTS,
     PROMPTS_A_CONCEPT,
@@ -62,26 +61,7 @@ TOLERANCES = {"lightness": 6.0, "texture": 1.5, "size": 1.6, "place": 0.12}
 Sentences = dict[str, dict[str, Predicate]]  # by concept, by text
 _UNMEASURED = Alignment(accept=False, unmasked_match=False, reason="not a sentence that can be measured")
 
-K = TypeVar("K")
-V = TypeVar("V")
 T = TypeVar("T")
-
-
-class _Once(Generic[K, V]):
-    """A function of an object, computed once while the object lives, also when many threads ask at once."""
-
-    def __init__(self, make: Callable[[K], V]) -> None:
-        self._make = make
-        self._made: weakref.WeakKeyDictionary[K, tuple[threading.Lock, list[V]]] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()
-
-    def __call__(self, key: K) -> V:
-        with self._lock:
-            lock, made = self._made.setdefault(key, (threading.Lock(), []))
-        with lock:
-            if not made:
-                made.append(self._make(key))
-            return made[0]
 
 
 class MeasuredAnnotator:
@@ -94,10 +74,14 @@ class MeasuredAnnotator:
     def __init__(self, settings: Settings) -> None:
         self.detail: Mapping[str, str] = {"scikit-image": importlib.metadata.version("scikit-image")}
         self.templates: Mapping[str, str] = {}
-        self._picture: _Once[Photo, Picture] = _Once(lambda photo: Picture.of(photo.view))
-        self._look: _Once[Scene, Look] = _Once(Look.at)
-        self._sentences: _Once[Look, Sentences] = _Once(lambda look: {c: predicates(look, c) for c in CONCEPTS})
-        self._decoys: _Once[Look, Sentences] = _Once(lambda look: {c: decoys(look, c) for c in CONCEPTS})
+        self._picture: OncePer[Photo, Picture] = OncePer(lambda photo: Picture.of(photo.view))
+        self._look: OncePer[Scene, Look] = OncePer(Look.at)
+        self._sentences: OncePer[Look, Sentences] = OncePer(lambda look: {c: predicates(look, c) for c in CONCEPTS})
+        self._decoys: OncePer[Look, Sentences] = OncePer(lambda look: {c: decoys(look, c) for c in CONCEPTS})
+
+    def basis(self, question: str, concept: str = "") -> Mapping[str, object]:
+        """Nothing: its answers change with its version alone."""
+        return {}
 
     async def describe(self, photo: Photo, max_regions: int, with_boxes: bool) -> Answer[list[DescribedRegion]]:
         """The even regions that stand out most; alike ones that lie apart share a label."""

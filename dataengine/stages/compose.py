@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 
 from dataengine.annotators import Scene
-from dataengine.journal import Journal, identity
+from dataengine.journal import Journal, asked
 from dataengine.parts import Parts
 from dataengine.records import CONCEPT_FAMILIES, MAX_WORDS, PROMPTS_A_CONCEPT, Negative, Prompt
 
@@ -26,17 +26,22 @@ VERBS = frozenset(
         "isolate",
     )
 )
-REGION_NUMBER = re.compile(r"\b(region|area|mask|object|index)s? #?\d+\b|#\d+", re.IGNORECASE)
+# What only someone who sees the numbered picture or a mask's overlay would say.
+REGION_NUMBER = re.compile(
+    r"\b(region|area|mask|object|index|number)s?\W*((number|no)\W*)?\d+\b|#\d+|\[\d+\]|\d(st|nd|rd|th) (region|mask)\b"
+    r"|\b(numbered|masked|red|coloured|colored|highlighted) (mask|region|area|overlay)s?\b",
+    re.IGNORECASE,
+)
 
 
 async def compose(scene: Scene, concept: str, parts: Parts, steps: Journal) -> list[Prompt]:
-    """Up to 3 prompts of the concept about the scene's regions; none where there is no region."""
-    if not scene.regions:
+    """Up to 3 prompts of the concept about the scene's regions; none where there are not two to choose between."""
+    if len(scene.regions) < 2:
         return []
     annotator = parts.annotator
     prompts = await steps.once(
         f"compose/{concept}",
-        _inputs(scene, concept, parts),
+        _inputs(scene, "compose", concept, parts),
         list[Prompt],
         lambda: annotator.compose(scene, concept),
     )
@@ -50,7 +55,7 @@ async def compose_negatives(scene: Scene, concept: str, parts: Parts, steps: Jou
     annotator = parts.annotator
     negatives = await steps.once(
         f"negatives/{concept}",
-        _inputs(scene, concept, parts),
+        _inputs(scene, "negatives", concept, parts),
         list[Negative],
         lambda: annotator.compose_negatives(scene, concept),
     )
@@ -65,8 +70,14 @@ def scene_inputs(scene: Scene) -> dict[str, object]:
     }
 
 
-def _inputs(scene: Scene, concept: str, parts: Parts) -> dict[str, object]:
-    return {**scene_inputs(scene), "concept": concept, "annotator": identity(parts.annotator)}
+def _inputs(scene: Scene, question: str, concept: str, parts: Parts) -> dict[str, object]:
+    return {**scene_inputs(scene), "concept": concept, "annotator": asked(parts.annotator, question, concept)}
+
+
+def rule_name(reason: str) -> str:
+    """The rule that a reason such as `rule words: …` names; empty where it names none."""
+    named = re.match(r"rule (\w+): ", reason)
+    return named[1] if named else ""
 
 
 def broken_rule(prompt: Prompt, concept: str, scene: Scene, earlier: Collection[str]) -> str | None:
@@ -78,25 +89,27 @@ def broken_rule(prompt: Prompt, concept: str, scene: Scene, earlier: Collection[
     known = {region.index for region in scene.regions}
     candidates, satisfying = set(prompt.candidates), set(prompt.satisfying)
     if not satisfying <= candidates or not candidates <= known:
-        return f"rule: indices must be of regions 0..{len(known) - 1}, and satisfying ones among the candidates"
+        return f"rule indices: they must be of regions 0..{len(known) - 1}, and satisfying ones among the candidates"
+    if not satisfying:
+        return "rule empty: it means none of the regions"
     if satisfying == candidates:
-        return "rule: satisfying must be a strict subset of the candidates"
+        return "rule subset: satisfying must be a strict subset of the candidates"
     return broken_text_rule(prompt.prompt, prompt.concept_family, concept, earlier)
 
 
 def broken_text_rule(text: str, family: str, concept: str, earlier: Collection[str]) -> str | None:
     """The first rule that a prompt's text or family breaks."""
     words = text.split()
-    if not words or words[0].lower() not in VERBS:
-        return "rule: a prompt starts with a verb such as Segment or Identify"
+    if len(words) < 2 or words[0].lower() not in VERBS:
+        return "rule verb: a prompt starts with a verb such as Segment or Identify, and says what"
     if len(words) > MAX_WORDS:
-        return f"rule: a prompt has at most {MAX_WORDS} words, this has {len(words)}"
+        return f"rule words: a prompt has at most {MAX_WORDS} words, this has {len(words)}"
     if REGION_NUMBER.search(text):
-        return "rule: a prompt must not name regions by number"
+        return "rule numbers: a prompt must not speak of regions by number, or of masks"
     if family not in CONCEPT_FAMILIES[concept]:
-        return f"rule: {family!r} is no concept family of {concept}"
+        return f"rule family: {family!r} is no concept family of {concept}"
     if _plain(text) in map(_plain, earlier):
-        return "rule: the same prompt was written before for this image"
+        return "rule duplicate: the same prompt was written before for this image"
     return None
 
 

@@ -17,6 +17,7 @@ from dataengine.parts import Parts
 from dataengine.records import DescribedRegion, Detection, Instance, RegionCut, Usage, Xyxy
 from dataengine.settings import Settings
 from dataengine.stages import all_of
+from dataengine.stages.describe import broken_label
 
 SMALLEST_BOX = 2.0  # pixels a side
 
@@ -58,6 +59,8 @@ async def segment(
 
 
 async def _ground(photo: Photo, index: int, region: DescribedRegion, parts: Parts, steps: Journal) -> list[Detection]:
+    if broken_label(region.label):
+        return []  # not paid for; `verify` says why
     grounder = parts.grounder
     inputs = {"photo": photo.digest, "grounder": identity(grounder), "region": region.model_dump(mode="json")}
     found = await steps.once(f"ground/{index:03d}", inputs, list[Detection], lambda: grounder.ground(photo, region))

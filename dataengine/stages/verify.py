@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from dataengine.errors import StageError
 from dataengine.images import Photo
-from dataengine.journal import Answer, Journal, identity
+from dataengine.journal import Answer, Journal, asked
 from dataengine.masks import Mask
 from dataengine.overlays import region_overlay
 from dataengine.parts import Parts
 from dataengine.records import Choice, RegionCut, RegionVerdict
 from dataengine.stages import all_of
+from dataengine.stages.describe import LONGEST_LABEL, broken_label
 
 SAME_MASK = 0.98  # IoU from which a refined mask is not worth a second picture
 
@@ -48,11 +49,12 @@ async def verify(photo: Photo, cuts: Sequence[RegionCut], parts: Parts, steps: J
 async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, steps: Journal) -> JudgedRegion:
     instances = _instances(cut)
     masks = {choice: Mask.union(of_choice) for choice, of_choice in instances.items()}
-    reason = "" if masks else "the grounder found no box"
+    reason = broken_label(cut.label) or ("" if masks else "the grounder found no box")
     if masks and not any(mask.area for mask in masks.values()):
         reason = "the segmenter found nothing in its boxes"
     if reason:
-        return JudgedRegion(index, cut.label, RegionVerdict(choice="neither", description="", reason=reason))
+        verdict = RegionVerdict(choice="neither", description="", reason=reason)
+        return JudgedRegion(index, cut.label[:LONGEST_LABEL], verdict)
 
     async def work() -> Answer[RegionVerdict]:
         pictures = {c: await asyncio.to_thread(region_overlay, photo.view, mask) for c, mask in masks.items()}
@@ -63,7 +65,7 @@ async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, st
 
     inputs = {
         "photo": photo.view_digest,
-        "annotator": identity(parts.annotator),
+        "annotator": asked(parts.annotator, "verify"),
         "label": cut.label,
         "masks": {choice: mask.digest() for choice, mask in masks.items()},
     }

@@ -1,0 +1,128 @@
+"""Providers: the client, the model and the settings of a call, for each of `google`, `openai` and `anthropic`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from dataengine.errors import UsageError
+from dataengine.settings import PROVIDER_KEYS, Settings
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+
+SAFETY = {
+    "none": "BLOCK_NONE",
+    "high": "BLOCK_ONLY_HIGH",
+    "medium": "BLOCK_MEDIUM_AND_ABOVE",
+    "low": "BLOCK_LOW_AND_ABOVE",
+}
+HARMS = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
+CONNECT_SECONDS = 10.0
+ANTHROPIC_TOKENS = 8192  # it must be told; the longest answers here have about 1,000 and thinking comes on top
+
+
+class Client:
+    """One HTTP client and the model behind it.
+
+    Attributes:
+        model: pydantic-ai's model; there once `open` was awaited.
+    """
+
+    model: Model[Any]
+
+    def __init__(self, settings: Settings) -> None:
+        self.provider, _, self.model_name = settings.vlm.partition(":")
+        self._settings = settings
+        for stage in settings.thinking:
+            self.settings_of(stage)  # what a provider cannot be told is said before anything is started
+
+    async def open(self) -> None:
+        """Make the HTTP client in the running event loop."""
+        import httpx2
+
+        seconds = httpx2.Timeout(self._settings.vlm_timeout, connect=CONNECT_SECONDS, pool=None)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=self._settings.concurrency)
+        self._http = httpx2.AsyncClient(timeout=seconds, limits=limits)
+        self.model = _MODELS[self.provider](self.model_name, self._settings, key(self.provider), self._http)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    def output(self, answer: type[BaseModel]) -> Any:
+        """How the answer's shape is asked for: enforced by the server, or told in words."""
+        from pydantic_ai import NativeOutput, PromptedOutput
+
+        return NativeOutput(answer) if self._settings.vlm_output == "native" else PromptedOutput(answer)
+
+    def settings_of(self, stage: str) -> Any:
+        """pydantic-ai's settings for the calls of a stage."""
+        seconds = self._settings.vlm_timeout
+        chosen: dict[str, Any] = {
+            "temperature": self._settings.temperature[stage],
+            "timeout": seconds,
+            "request_timeout": seconds,  # of the whole call: `timeout` alone starts anew with each byte
+        }
+        if self.provider == "google":
+            if level := SAFETY.get(self._settings.safety):
+                chosen["google_safety_settings"] = [
+                    {"category": f"HARM_CATEGORY_{harm}", "threshold": level} for harm in HARMS
+                ]
+        else:
+            chosen["max_retries"] = 0  # these SDKs try again by themselves, uncounted
+        thought = self._settings.thinking[stage]
+        if self.provider == "anthropic":
+            chosen["max_tokens"] = ANTHROPIC_TOKENS + (thought if isinstance(thought, int) else 0)
+            if thought not in ("auto", "off", 0):
+                del chosen["temperature"]  # which it refuses where it thinks
+        return {**chosen, **_thinking(self.provider, thought)}
+
+
+def key(provider: str) -> str | None:
+    """The provider's key from the environment; None where there is none."""
+    return next((os.environ[name] for name in PROVIDER_KEYS[provider] if os.environ.get(name)), None)
+
+
+def _thinking(provider: str, thought: str | int) -> dict[str, Any]:
+    if thought == "auto":
+        return {}
+    if thought in ("off", 0):
+        return {"thinking": False}
+    if isinstance(thought, str):
+        return {"thinking": thought}
+    if provider == "google":
+        return {"google_thinking_config": {"thinking_budget": thought}}
+    if provider == "anthropic":
+        return {"anthropic_thinking": {"type": "enabled", "budget_tokens": thought}}
+    levels = "off, auto, minimal, low, medium or high"
+    raise UsageError(f"--thinking {thought}: {provider} takes no number of tokens", hint=f"Say {levels}")
+
+
+def _google(name: str, settings: Settings, secret: str | None, http: Any) -> Model[Any]:
+    from pydantic_ai.models.google import GoogleModel
+    from pydantic_ai.providers.google import GoogleProvider
+
+    provider = GoogleProvider(api_key=secret or "none", base_url=settings.vlm_base_url, http_client=http)
+    return GoogleModel(name, provider=provider)
+
+
+def _openai(name: str, settings: Settings, secret: str | None, http: Any) -> Model[Any]:
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(api_key=secret or "none", base_url=settings.vlm_base_url, http_client=http)
+    return OpenAIChatModel(name, provider=provider)
+
+
+def _anthropic(name: str, settings: Settings, secret: str | None, http: Any) -> Model[Any]:
+    from pydantic_ai.models.anthropic import AnthropicModel
+    from pydantic_ai.providers.anthropic import AnthropicProvider
+
+    provider = AnthropicProvider(api_key=secret or "none", base_url=settings.vlm_base_url, http_client=http)
+    return AnthropicModel(name, provider=provider)
+
+
+_MODELS = {"google": _google, "openai": _openai, "anthropic": _anthropic}
