@@ -166,9 +166,13 @@ class _Worker:
 
     def _serve(self) -> None:
         while True:
-            if taken := self._take():
-                self._do(taken)
-            self._busy = 0
+            self._serve_next()
+
+    def _serve_next(self) -> None:
+        """A function of its own, so that the thread keeps no job and no result while it waits for others."""
+        if taken := self._take():
+            self._do(taken)
+        self._busy = 0
 
     def _take(self) -> list[_Waiting[Any, Any]]:
         """The job that has waited longest, with those that can be done with it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dataengine.errors import MissingPartError
+from dataengine.errors import MissingPartError, UsageError
 from dataengine.records import PartRecord
 from dataengine.settings import MOONDREAM_CLOUD, PROVIDER_KEYS, Settings
 
@@ -182,6 +182,8 @@ def _built(kind: str, name: str, settings: Settings) -> Any:
         sys.path.append(str(Path.cwd()))  # a user's own module is most often beside the user
     try:
         part = getattr(importlib.import_module(module), attribute)(settings)
+    except UsageError:
+        raise  # it says already what is wrong and what to do
     except Exception as error:  # other people's code
         message = f"{kind} {name!r} cannot be built: {type(error).__name__}: {error}"
         raise MissingPartError(message, hint="Check its name and what it needs") from None

@@ -47,6 +47,7 @@ class Script:
         verdicts: by label, the mask chosen; `initial` where it is not named.
         prompts, negatives: by concept.
         refused: texts of prompts and negatives that are judged wrong.
+        detects: the grounder looks by itself, and finds a thing that is not named in `boxes` nowhere.
         fails: by the name of a call, what its next calls raise, one after another (at once, where they are not slow);
             then it answers.
         seconds: how long every call takes; slow: by the name of a call, where it takes another time.
@@ -64,6 +65,7 @@ class Script:
     prompts: dict[str, list[Prompt]] = field(default_factory=dict)
     negatives: dict[str, list[Negative]] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
+    detects: bool = False
     fails: dict[str, list[Exception]] = field(default_factory=dict)
     seconds: float = 0.0
     slow: dict[str, float] = field(default_factory=dict)
@@ -139,11 +141,14 @@ class ScriptedGrounder:
     version: str = "1"
     name: str = "scripted"
     needs_boxes: bool = True
-    detects: bool = False
     detail: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def detects(self) -> bool:
+        return self.script.detects
+
     async def ground(self, photo: Photo, region: DescribedRegion) -> Answer[list[Detection]]:
-        boxes = self.script.boxes.get(region.label, region.boxes)
+        boxes = self.script.boxes.get(region.label, [] if self.detects else region.boxes)
         return await self.script.answer(f"ground/{region.label}", [Detection(box=box) for box in boxes])
 
 

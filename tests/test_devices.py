@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -67,6 +69,27 @@ def test_waiting_jobs_are_done_together() -> None:
     assert sum(sizes(machine)) == 9
     assert 4 in sizes(machine)
     assert max(sizes(machine)) == 4
+
+
+def test_a_worker_that_waits_keeps_nothing_of_its_last_jobs() -> None:
+    """What a model makes of a photo takes tens of megabytes of its device."""
+
+    class Big:
+        pass
+
+    def work(device: str, jobs: Sequence[Big]) -> list[Big]:
+        return [Big() for _ in jobs]
+
+    async def main() -> list[weakref.ref[Big]]:
+        job = Big()
+        result = await Devices(["d"], batch=4).run(work, job)
+        return [weakref.ref(job), weakref.ref(result)]
+
+    kept = asyncio.run(main())
+    deadline = time.monotonic() + 10
+    while any(one() is not None for one in kept) and time.monotonic() < deadline:
+        time.sleep(0.01)  # the worker's thread lets go a moment after it has answered
+    assert [one() for one in kept] == [None, None]
 
 
 def test_one_bad_job_fails_alone() -> None:

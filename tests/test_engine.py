@@ -13,12 +13,22 @@ from PIL import Image
 
 from dataengine import engine
 from dataengine.engine import Totals, images_at_once, run
-from dataengine.errors import DataEngineError, OutputError, StageError
+from dataengine.errors import DataEngineError, KeyRefusedError, OutputError, StageError
 from dataengine.output_folder import Failures
+from dataengine.parts import Parts
 from dataengine.pipeline import Outcome, process
-from dataengine.records import Failure, RunRecord, Usage
+from dataengine.records import Failure, RunRecord, Summary, Usage
 from tests.scenes import Drawing, Rgb
-from tests.scripted import Script, settings, tree, two_things
+from tests.scripted import (
+    Script,
+    ScriptedAnnotator,
+    ScriptedGrounder,
+    ScriptedSegmenter,
+    prompt,
+    settings,
+    tree,
+    two_things,
+)
 
 PER_IMAGE = 17  # calls for an image of `two_things`
 
@@ -95,6 +105,59 @@ def world(tmp_path: Path) -> World:
 
 
 # What is done, skipped and failed.
+
+
+def test_a_refused_key_stops_the_run_and_keeps_what_is_done(world: World) -> None:
+    names = [save(world.root / f"{i}.png", (i, i, i)).name for i in range(4)]
+    refusal = KeyRefusedError("google:x refuses the key", hint="Check GOOGLE_API_KEY")
+    world.go(names[0])
+    world.script.fails = {"compose/spatial": [refusal]}
+    with pytest.raises(KeyRefusedError, match="refuses the key"):
+        world.go(*names)
+    assert world.reporter.skips == names[:1]
+    assert len(world.folders()) == 2  # the others were not begun
+    assert world.go(*names).done == 3
+
+
+def test_what_failed_steps_cost_is_counted_and_kept(world: World) -> None:
+    save(world.root / "a.png")
+    world.script.usage = Usage(input_tokens=2, usd=0.25, calls=1)
+    failure = StageError("bad", reason="bad_answer")
+    failure.usage = Usage(input_tokens=5, usd=0.5, calls=2, reasked=1)
+    world.script.fails = {"verify/left thing": [failure]}
+    first = world.go("a.png")
+    assert (first.failed, first.failures) == (1, {"bad_answer": 1})
+    assert (first.spent.calls, first.spent.reasked) == (2 + 6, 1)  # describe, propose, ground, ground, segment, verify
+    second = world.go("a.png")
+    summary = Summary.model_validate_json(next(world.out.glob("*/spatial/summary.json")).read_bytes())
+    assert first.spent.calls + second.spent.calls == PER_IMAGE + 2
+    assert summary.gemini_usage.reasked == 1
+
+
+def test_parts_are_entered_before_the_first_call_and_left_after_the_last(world: World) -> None:
+    seen: list[str] = []
+
+    class Connected(ScriptedAnnotator):
+        async def __aenter__(self) -> None:
+            seen.append("entered")
+
+        async def __aexit__(self, *raised: object) -> None:
+            seen.append(f"left after {world.calls}")
+
+    save(world.root / "a.png")
+    world.out.mkdir()
+    script = world.script
+    parts = Parts(Connected(script, local=True), ScriptedGrounder(script), ScriptedSegmenter(script))
+    chosen = settings(concepts=("entities", "spatial"))
+    asyncio.run(run([world.root / "a.png"], world.out, parts, chosen, world.reporter))
+    assert seen == ["entered", f"left after {PER_IMAGE}"]
+
+
+def test_refusals_by_rule_are_counted(world: World) -> None:
+    save(world.root / "a.png")
+    world.script.prompts["entities"] = [prompt("The cup"), prompt("Find it now", satisfying=[]), prompt("Find it now")]
+    totals = world.go("a.png")
+    assert totals.refused == {"verb": 1, "empty": 1}
 
 
 def test_totals_count_every_image_and_what_it_gave(world: World) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dataengine.errors import OutputError
+from dataengine.errors import OutputError, StageError
 from dataengine.journal import Answer, Journal, digest, step_key
 from dataengine.records import DescribedRegion, Usage
 
@@ -154,6 +154,33 @@ def test_usage_counts_the_steps_used_and_spent_only_those_done(path: Path) -> No
     assert resumed.usage == Usage()
     once(resumed, Work(1, usage=paid), a=2)
     assert (resumed.usage, resumed.spent) == (paid, Usage())
+
+
+def test_what_a_failed_step_cost_stays_in_the_ledger(path: Path) -> None:
+    failure = StageError("bad", reason="bad_answer")
+    failure.usage = Usage(input_tokens=5, usd=0.5, calls=2)
+    work = Work(failure, failure, 7, usage=Usage(input_tokens=1, usd=0.25, calls=1))
+    journal = Journal(path)
+    with pytest.raises(StageError):
+        once(journal, work)
+    assert journal.spent == journal.usage == failure.usage
+    again = Journal(path)
+    assert again.usage == failure.usage
+    assert again.spent == Usage()
+    with pytest.raises(StageError):
+        once(again, work)
+    assert once(again, work) == 7
+    last = Journal(path)
+    assert once(last, Work(8)) == 7  # a failed line is no result, and a result stays one
+    assert last.usage == Usage(input_tokens=11, usd=1.25, calls=5)
+    assert [json.loads(line).get("failed") for line in path.read_text().splitlines()] == ["bad_answer"] * 2 + [None]
+
+
+def test_a_failure_that_cost_nothing_leaves_no_line(path: Path) -> None:
+    journal = Journal(path)
+    with pytest.raises(StageError):
+        once(journal, Work(StageError("no")))
+    assert not path.exists()
 
 
 def test_an_unknown_price_makes_the_sum_unknown(path: Path) -> None:

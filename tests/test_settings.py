@@ -7,7 +7,7 @@ import pytest
 
 from dataengine.errors import UsageError
 from dataengine.records import CONCEPTS
-from dataengine.settings import PRESETS, SAM2_CONFIGS, load_settings
+from dataengine.settings import PRESETS, QUESTIONS, SAM2_CONFIGS, THINKING, load_settings
 
 OFFLINE = {"preset": "offline"}
 
@@ -36,6 +36,15 @@ def toml(tmp_path: Path) -> Path:
         ({"concepts": "physics, entities"}, "", "concepts", ("entities", "physics")),
         ({}, "concepts = ['spatial', 'spatial']", "concepts", ("spatial",)),
         ({}, "", "concepts", CONCEPTS),
+        ({}, "", "temperature", dict.fromkeys(QUESTIONS, 0.7)),
+        ({"temperature": "0.1"}, "", "temperature", dict.fromkeys(QUESTIONS, 0.1)),
+        ({}, "temperature = 1", "temperature", dict.fromkeys(QUESTIONS, 1.0)),
+        ({"temperature": "0, align=1"}, "", "temperature", {**dict.fromkeys(QUESTIONS, 0.0), "align": 1.0}),
+        ({}, "[temperature]\nalign = 1", "temperature", {**dict.fromkeys(QUESTIONS, 0.7), "align": 1.0}),
+        ({}, "", "thinking", THINKING),
+        ({"thinking": "verify=256"}, "", "thinking", {**THINKING, "verify": 256}),
+        ({"thinking": "off,compose=high"}, "", "thinking", {**dict.fromkeys(QUESTIONS, "off"), "compose": "high"}),
+        ({}, "thinking = 64", "thinking", dict.fromkeys(QUESTIONS, 64)),
     ],
 )
 def test_flags_win_over_the_file_and_the_file_over_the_preset(
@@ -82,6 +91,21 @@ def test_metas_config_names_are_known() -> None:
         ({"vlm": "google:"}, "--vlm: 'google:' is not PROVIDER:MODEL"),
         ({"vlm": "a\nb"}, "--vlm: "),
         ({"concepts": ""}, "--concepts: unknown concept ''"),
+        ({"temperature": "hot"}, "--temperature: 'hot' is not a number"),
+        ({"temperature": 3}, "--temperature: a temperature lies in 0..2, not 3.0"),
+        ({"temperature": "nan"}, "--temperature: a temperature lies in 0..2"),
+        ({"temperature": "judge=1"}, "--temperature: there is no question 'judge'; there are describe, verify"),
+        ({"thinking": "deep"}, "--thinking: 'deep' is not a number of tokens or one of off, auto"),
+        ({"thinking": "align=-1"}, "--thinking: '-1' is not a number"),
+        ({"vlm": "gemini-flash-latest"}, "is not PROVIDER:MODEL"),
+        ({"vlm": "mistral:large"}, "of google, openai, anthropic"),
+        ({"vlm_output": "xml"}, "--vlm_output: "),
+        ({"vlm_side": 10}, "--vlm_side: "),
+        ({"vlm_timeout": 0}, "--vlm_timeout: "),
+        ({"safety": "most"}, "--safety: "),
+        ({"box_threshold": 1.5}, "--box_threshold: "),
+        ({"precision": "int4"}, "--precision: "),
+        ({"clean_pixels": -1}, "--clean_pixels: "),
         ({"concepts": []}, "--concepts: name at least one concept"),
         ({"concepts": 7}, "--concepts: name at least one concept"),
         ({"concepts": "entities,entites"}, "--concepts: unknown concept 'entites'; there are entities, spatial"),
@@ -129,5 +153,11 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str, words:
 def test_settings_of_results_leave_out_what_changes_no_answer() -> None:
     base = load_settings(OFFLINE).of_results()
     assert load_settings({**OFFLINE, "concurrency": 1, "overwrite": True}).of_results() == base
-    for key, value in (("max_regions", 3), ("max_side", 640), ("iou_threshold", 0.7), ("min_pool_pixels", 9)):
+    for key, value in (
+        ("max_regions", 3),
+        ("max_side", 640),
+        ("iou_threshold", 0.7),
+        ("min_pool_pixels", 9),
+        ("vlm_side", 512),
+    ):
         assert load_settings({**OFFLINE, key: value}).of_results() != base, key

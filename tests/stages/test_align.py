@@ -71,3 +71,31 @@ def test_what_is_judged_is_the_picture_that_is_written(tmp_path: Path) -> None:
     parts = Parts(Looking(script), ScriptedGrounder(script), ScriptedSegmenter(script))
     asyncio.run(align(SCENE, "entities/00", prompt("Segment it"), PICTURE, parts, Journal(tmp_path / "j.jsonl")))
     assert shown[0] is PICTURE
+
+
+@pytest.mark.parametrize(
+    ("detects", "strategy", "found", "calls"),
+    [
+        (True, "object_level_neighbor", True, {"ground/a dog": 1}),  # it is there: the annotator is not paid to look
+        (True, "object_level_neighbor", False, {"ground/a dog": 1, "refute/Find the dog": 1}),
+        (True, "concept_level_neighbor", True, {"refute/Find the dog": 1}),  # the thing is there, its attribute is not
+        (False, "object_level_neighbor", True, {"refute/Find the dog": 1}),
+    ],
+)
+def test_a_detector_is_the_second_signal_for_absent_things(
+    tmp_path: Path, detects: bool, strategy: str, found: bool, calls: dict[str, int]
+) -> None:
+    script = Script(detects=detects, boxes={"a dog": [(1, 1, 9, 9), (20, 20, 30, 30)] if found else []})
+    asked = negative("Find the dog", strategy=strategy, target_decoy="a dog")
+    verdicts = [refuted(script, tmp_path, asked) for _ in range(2)]
+    assert script.made == calls
+    assert verdicts[0] == verdicts[1]
+    refused = calls == {"ground/a dog": 1}
+    assert verdicts[0].accept != refused
+    assert ("the grounder scripted found 2 of 'a dog'" in verdicts[0].reason) == refused
+
+
+@pytest.mark.parametrize("accept", [True, False])
+def test_what_the_annotator_refuses_stays_refused_where_nothing_is_detected(tmp_path: Path, accept: bool) -> None:
+    script = Script(detects=True, refused=set() if accept else {"Find the dog"})
+    assert refuted(script, tmp_path, negative("Find the dog")).accept == accept

@@ -13,7 +13,7 @@ from dataengine.images import Photo
 from dataengine.journal import Answer, Journal
 from dataengine.masks import Mask
 from dataengine.parts import Parts
-from dataengine.records import RegionCut, Xyxy
+from dataengine.records import DescribedRegion, Detection, RegionCut, Xyxy
 from dataengine.stages.segment import segment, take_best
 from tests.scenes import Drawing
 from tests.scripted import Script, ScriptedAnnotator, ScriptedGrounder, ScriptedSegmenter, filled, region, settings
@@ -123,6 +123,36 @@ def test_a_region_without_a_box_has_no_instances_and_the_others_keep_theirs(tmp_
         ("none", []),
         ("a plate", [TWO]),
     ]
+
+
+def test_a_mask_that_comes_with_its_box_is_not_cut_again(tmp_path: Path) -> None:
+    """A grounder that cuts as well hands its masks on; the segmenter is asked for the other boxes alone."""
+    own = filled(40, 60, (5, 5, 20, 20))
+
+    class Cutting(ScriptedGrounder):
+        async def ground(self, photo: Photo, region: DescribedRegion) -> Answer[list[Detection]]:
+            return Answer([Detection(box=ONE, score=0.9, mask=own.rle), Detection(box=TWO)])
+
+    asked: list[Sequence[Xyxy]] = []
+
+    class Noting(ScriptedSegmenter):
+        async def segment(self, photo: Photo, boxes: Sequence[Xyxy]) -> Answer[list[Mask]]:
+            asked.append(boxes)
+            return await super().segment(photo, boxes)
+
+    script = Script(regions=[region("two cups")])
+    (cut,) = cuts_of(script, tmp_path, Parts(ScriptedAnnotator(script), Cutting(script), Noting(script)))
+    assert asked == [[TWO]]
+    assert [Mask.from_rle(i.initial) for i in cut.instances] == [own.resized(80, 120), filled(80, 120, TWO)]
+
+
+@pytest.mark.parametrize(("least", "area", "changed"), [(0, 904, 0), (5, 900, 4), (1000, 900, 4)])
+def test_masks_are_cleaned_and_the_pixels_counted(tmp_path: Path, least: int, area: int, changed: int) -> None:
+    speckled = Mask.union([filled(80, 120, ONE), filled(80, 120, (70, 70, 72, 72))])
+    script = Script(regions=[region("cup", ONE)], masks={ONE: speckled})
+    (cut,) = cuts_of(script, tmp_path, clean_pixels=least)
+    assert Mask.from_rle(cut.instances[0].initial).area == area
+    assert cut.instances[0].cleaned_pixels == [changed]
 
 
 def test_with_no_box_at_all_the_segmenter_is_not_asked(tmp_path: Path) -> None:
