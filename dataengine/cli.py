@@ -22,6 +22,7 @@ EXAMPLES = {
     "export": "example:\n  dataengine export --runs_root runs --out_dir export --mode both --path_mode relative",
     "demo": "example:\n  dataengine demo --output_dir demo",
     "show": "example:\n  dataengine show runs/out_region_refine_truck",
+    "doctor": "example:\n  dataengine doctor --checkpoint sam2.1_hiera_large.pt\n  dataengine doctor --preset offline",
 }
 
 
@@ -75,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", "-o", type=Path, default=Path("dataengine_demo"), help="default: %(default)s")
     show = command("show", "Print one image's regions, prompts, verdicts and reasons.")
     show.add_argument("run_folder", type=Path, help="a folder out_region_refine_…")
+    _doctor_flags(command("doctor", "Say what works on this machine, what does not, and how to mend it."))
     return top
 
 
@@ -89,27 +91,9 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--overwrite", action="store_true", default=absent, help="start every image anew, paid answers too"
     )
-
-    parts = run.add_argument_group("parts")
-    parts.add_argument("--preset", default=absent, metavar="NAME", help="standard (default), published or offline")
-    parts.add_argument("--annotator", default=absent, metavar="NAME", help="override the preset's annotator")
-    parts.add_argument("--grounder", default=absent, metavar="NAME", help="override the preset's grounder")
-    parts.add_argument("--segmenter", default=absent, metavar="NAME", help="override the preset's segmenter")
-    parts.add_argument(
-        "--vlm",
-        default=absent,
-        metavar="PROVIDER:MODEL",
-        help="vision language model (google:gemini-flash-latest)",
-    )
-    _vlm_flags(run.add_argument_group("vision language model"))
-    parts.add_argument("--config", "-c", default=absent, metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)")
-    parts.add_argument(
-        "--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 or 3 checkpoint: .pt file, hub id or folder"
-    )
-
-    _model_flags(run.add_argument_group("grounder and segmenter"))
+    _part_flags(run)
     how = run.add_argument_group("how")
-    how.add_argument("--settings", type=Path, metavar="FILE.toml", help="flags from here on, as keys; flags given win")
+    _settings_flag(how)
     concepts = "of entities, spatial, relations, affordances, physics (all)"
     how.add_argument("--concepts", default=absent, metavar="A,B", help=concepts)
     how.add_argument(
@@ -131,6 +115,44 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
         "--min_pool_pixels", type=int, default=absent, metavar="N", help="least area of a pool mask (1000)"
     )
     how.add_argument("--concurrency", type=int, default=absent, metavar="N", help="work in flight (32)")
+
+
+def _part_flags(command: argparse.ArgumentParser) -> None:
+    absent = argparse.SUPPRESS
+    parts = command.add_argument_group("parts")
+    parts.add_argument("--preset", default=absent, metavar="NAME", help="standard (default), published or offline")
+    parts.add_argument("--annotator", default=absent, metavar="NAME", help="override the preset's annotator")
+    parts.add_argument("--grounder", default=absent, metavar="NAME", help="override the preset's grounder")
+    parts.add_argument("--segmenter", default=absent, metavar="NAME", help="override the preset's segmenter")
+    parts.add_argument(
+        "--vlm",
+        default=absent,
+        metavar="PROVIDER:MODEL",
+        help="vision language model (google:gemini-flash-latest)",
+    )
+    _vlm_flags(command.add_argument_group("vision language model"))
+    parts.add_argument("--config", "-c", default=absent, metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)")
+    parts.add_argument(
+        "--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 or 3 checkpoint: .pt file, hub id or folder"
+    )
+
+    _model_flags(command.add_argument_group("grounder and segmenter"))
+
+
+def _settings_flag(how: argparse._ArgumentGroup) -> None:
+    how.add_argument("--settings", type=Path, metavar="FILE.toml", help="flags from here on, as keys; flags given win")
+
+
+def _doctor_flags(doctor: argparse.ArgumentParser) -> None:
+    _part_flags(doctor)
+    how = doctor.add_argument_group("how")
+    _settings_flag(how)
+    how.add_argument(
+        "--calls",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask each chosen part one small question; may cost a cent, or load a model (on)",
+    )
 
 
 def _vlm_flags(vlm: argparse._ArgumentGroup) -> None:
@@ -212,12 +234,16 @@ def run_command(options: argparse.Namespace) -> int:
     from dataengine.images import list_images
     from dataengine.settings import load_settings
 
-    flags = {k: v for k, v in vars(options).items() if k not in ("command", "input", "output_dir", "settings")}
-    settings = load_settings(flags, options.settings)
+    settings = load_settings(_given(options), options.settings)
     images = list_images(options.input, recursive=settings.recursive)
     code = run_engine(images, options.output_dir, settings)
     _next(f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir export")
     return code
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags that are settings, as far as they were given."""
+    return {k: v for k, v in vars(options).items() if k not in ("command", "input", "output_dir", "settings", "calls")}
 
 
 def run_engine(images: Sequence[Path], output_dir: Path, settings: Settings) -> int:
@@ -286,7 +312,22 @@ def show_command(options: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"run": run_command, "export": export_command, "demo": demo_command, "show": show_command}
+def doctor_command(options: argparse.Namespace) -> int:
+    """`dataengine doctor`."""
+    from dataengine.doctor import as_typed, doctor
+    from dataengine.settings import load_settings
+
+    flags = _given(options)
+    return doctor(load_settings(flags, options.settings), as_typed(flags, options.settings), calls=options.calls)
+
+
+COMMANDS = {
+    "run": run_command,
+    "export": export_command,
+    "demo": demo_command,
+    "show": show_command,
+    "doctor": doctor_command,
+}
 
 
 def quoted(path: Path) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataengine.errors import MissingPartError, UsageError
+from dataengine.keys import KEYS, key_name
 from dataengine.records import PartRecord
-from dataengine.settings import MOONDREAM_CLOUD, PROVIDER_KEYS, Settings
+from dataengine.settings import MOONDREAM_CLOUD, Settings
 
 if TYPE_CHECKING:
     from dataengine.annotators import Annotator
@@ -52,12 +52,11 @@ def _parents(module: str) -> list[str]:
 
 def _vlm_key(settings: Settings) -> str | None:
     provider = settings.vlm.partition(":")[0]
-    names = PROVIDER_KEYS[provider]
-    if any(os.environ.get(name) for name in names):
+    if key_name(provider):
         return None
     if settings.vlm_base_url and provider == "openai":
         return None  # a server of one's own asks for no key
-    return f"a key (set {names[0]})"
+    return f"a key (set {KEYS[provider][0]})"
 
 
 def _checkpoint(settings: Settings) -> str | None:
@@ -65,7 +64,7 @@ def _checkpoint(settings: Settings) -> str | None:
 
 
 def _moondream_key(settings: Settings) -> str | None:
-    if os.environ.get("MOONDREAM_API_KEY") or settings.moondream_url != MOONDREAM_CLOUD:
+    if key_name("moondream") or settings.moondream_url != MOONDREAM_CLOUD:
         return None
     return "a key (set MOONDREAM_API_KEY) or a station of one's own (--moondream_url http://localhost:2020/v1)"
 

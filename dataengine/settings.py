@@ -11,19 +11,13 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dataengine.errors import UsageError
+from dataengine.keys import VLM_PROVIDERS
 from dataengine.records import CONCEPTS, VIEW_SIDE
 
 PRESETS: dict[str, dict[str, str]] = {
     "standard": {"annotator": "vlm", "grounder": "annotator", "segmenter": "sam2"},
     "published": {"annotator": "vlm", "grounder": "moondream-hf", "segmenter": "sam2"},
     "offline": {"annotator": "measured", "grounder": "annotator", "segmenter": "classical"},
-}
-
-# By provider of `--vlm`: the environment variables that may hold its key.
-PROVIDER_KEYS = {
-    "google": ("GOOGLE_API_KEY", "GEMINI_API_KEY"),
-    "openai": ("OPENAI_API_KEY",),
-    "anthropic": ("ANTHROPIC_API_KEY",),
 }
 
 # What a vision language model is asked, by stage: temperature and thinking are settable for each.
@@ -113,8 +107,8 @@ class Settings(BaseModel):
     @classmethod
     def _vlm(cls, value: str) -> str:
         provider, _, model = value.partition(":")
-        if provider not in PROVIDER_KEYS or not model:
-            known = ", ".join(PROVIDER_KEYS)
+        if provider not in VLM_PROVIDERS or not model:
+            known = ", ".join(VLM_PROVIDERS)
             raise ValueError(f"{value!r} is not PROVIDER:MODEL, such as google:gemini-flash-latest, of {known}")
         return value
 

@@ -143,9 +143,8 @@ class ScriptedGrounder:
     needs_boxes: bool = True
     detail: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def detects(self) -> bool:
-        return self.script.detects
+    def __post_init__(self) -> None:
+        self.detects = self.script.detects
 
     async def ground(self, photo: Photo, region: DescribedRegion) -> Answer[list[Detection]]:
         boxes = self.script.boxes.get(region.label, [] if self.detects else region.boxes)

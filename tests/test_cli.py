@@ -261,7 +261,7 @@ def test_unknown_flags_are_refused_by_name(capfd: pytest.CaptureFixture[str]) ->
         assert flag in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["export"], ["demo"], ["show"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["export"], ["demo"], ["show"], ["doctor"]])
 def test_help_shows_an_example_and_imports_nothing_heavy(command: list[str]) -> None:
     """What makes `--help` quick is what it does not import."""
     code = (

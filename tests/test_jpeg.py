@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataengine import jpeg as module
 from dataengine.images import Photo
 from dataengine.jpeg import jpeg, jpeg_of
 
@@ -24,7 +23,7 @@ def test_channels_stay_in_order() -> None:
 def test_a_photos_view_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
     real = cv2.imencode
-    monkeypatch.setattr(module.cv2, "imencode", lambda *given: encoded.append(given) or real(*given))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(cv2, "imencode", lambda *given: encoded.append(given) or real(*given))  # type: ignore[func-returns-value]
     photo = Photo(Path("a.png"), np.zeros((30, 2000, 3), np.uint8), "0", view_side=500)
     first, second = jpeg_of(photo), jpeg_of(photo)
     assert first is second

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from skimage import data
 
 from dataengine.cli import main
 from dataengine.records import AcceptedRegion, RunRecord
+from tests.photos import coffee
 from tests.standins.tiny_detectors import save_tiny_grounding_dino, save_tiny_owlv2, save_tiny_sam3
 from tests.standins.tiny_sam2 import save_tiny_sam2
 from tests.standins.tiny_sam3 import save_tiny_sam3_tracker
@@ -35,7 +35,7 @@ def test_a_photo_becomes_a_run_folder_and_an_export(
 ) -> None:
     """Random models find random boxes and cut random masks; what is made of them must be whole all the same."""
     monkeypatch.setenv("GOOGLE_API_KEY", KEY)
-    Image.fromarray(data.coffee()).resize(SIZE).save(tmp_path / "coffee.png")
+    coffee(SIZE[0]).save(tmp_path / "coffee.png")
     flags = ["--grounder", grounder, "--segmenter", segmenter, "--points_per_side", "4", "--min_pool_pixels", "10"]
     flags += ["--checkpoint", str(SEGMENTERS[segmenter](tmp_path / "segmenter"))]
     if grounder in GROUNDERS:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+
+import pytest
 
 from dataengine.once import OncePer
 
@@ -32,7 +35,7 @@ def test_computed_once_also_when_many_ask_together() -> None:
 
 
 def test_what_failed_is_tried_again() -> None:
-    answers = iter([ValueError("no"), 7])
+    answers: Iterator[ValueError | int] = iter([ValueError("no"), 7])
 
     def make(thing: Thing) -> int:
         answer = next(answers)
@@ -41,14 +44,13 @@ def test_what_failed_is_tried_again() -> None:
         return answer
 
     once, thing = OncePer(make), Thing()
-    try:
+    with pytest.raises(ValueError, match="no"):
         once(thing)
-    except ValueError:
-        assert once(thing) == 7
+    assert once(thing) == 7
 
 
 def test_it_is_forgotten_with_its_object() -> None:
-    once = OncePer(lambda thing: bytearray(10))
+    once: OncePer[Thing, bytearray] = OncePer(lambda thing: bytearray(10))
     thing = Thing()
     once(thing)
     assert len(once._made) == 1

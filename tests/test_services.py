@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from skimage import data
 
 from dataengine.cli import main
 from dataengine.records import CONCEPTS, Failure, RunRecord, Summary
+from tests.photos import coffee
 from tests.standins.moondream_server import MoondreamServer
 from tests.standins.vlm_server import KEY, Asked, Reply, VlmServer, sensible
 
@@ -31,7 +30,7 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    Image.fromarray(data.coffee()).resize((300, 200)).save(folder / "coffee.png")
+    coffee(300).save(folder / "coffee.png")
     return folder
 
 
@@ -77,7 +76,7 @@ def asked(server: VlmServer) -> dict[str, int]:
 @pytest.mark.parametrize("vlm", [GEMINI, OPENAI])
 def test_a_complete_run_folder_from_a_photo(tmp_path: Path, photos: Path, run: Any, vlm: str) -> None:
     """The server checks each request as the service would: key, schema, JPEGs of at most 768 px, temperature."""
-    Image.fromarray(data.coffee()).resize((1200, 800)).save(photos / "coffee.png")
+    coffee(1200).save(photos / "coffee.png")
     with VlmServer() as server:
         code, printed = run(server, vlm=vlm)
     assert (code, server.refused) == (0, []), printed

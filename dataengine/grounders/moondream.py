@@ -6,7 +6,6 @@ import asyncio
 import base64
 import email.utils
 import json
-import os
 import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from dataengine.grounders.detector import libraries
 from dataengine.images import Photo
 from dataengine.journal import Answer, digest
 from dataengine.jpeg import jpeg_of
+from dataengine.keys import key, without_keys
 from dataengine.records import DescribedRegion, Detection, Usage
 from dataengine.retry import patiently
 from dataengine.settings import MOONDREAM_CLOUD, Settings
@@ -27,7 +27,6 @@ from dataengine.settings import MOONDREAM_CLOUD, Settings
 if TYPE_CHECKING:
     import httpx
 
-KEY = "MOONDREAM_API_KEY"
 LONGEST = 200  # characters of what the service says
 
 _Part = Annotated[float, Field(allow_inf_nan=False)]
@@ -64,7 +63,7 @@ class MoondreamGrounder:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._url = _endpoint(settings.moondream_url)
-        self._key = os.environ.get(KEY, "")
+        self._key = key("moondream")
         # of a station of one's own a call costs nothing; what the cloud takes for one it does not say
         self._paid = Usage(calls=1, usd=None if settings.moondream_url == MOONDREAM_CLOUD else 0.0)
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
@@ -160,9 +159,9 @@ def in_pixels(reply: Reply, photo: Photo) -> list[Detection]:
 def _refusal(response: httpx.Response, url: str) -> DataEngineError:
     """An answer other than 200 as an error of ours."""
     status = response.status_code
-    told = f"{url} answered {status}{_colon(' '.join(response.text.split())[:LONGEST])}"
+    told = f"{url} answered {status}{_colon(' '.join(without_keys(response.text).split())[:LONGEST])}"
     if status in (401, 403):
-        return KeyRefusedError(f"Moondream refuses the key: {told}", hint=f"Check {KEY}, then run again")
+        return KeyRefusedError(f"Moondream refuses the key: {told}", hint="Check MOONDREAM_API_KEY, then run again")
     if status == 429:
         wait = _retry_after(response.headers.get("retry-after", ""))
         when = "" if wait is None else f" (asks to wait {wait:g} s)"

@@ -69,9 +69,11 @@ class Vlm:
         return await patiently(lambda: self._ask_once(question), self._settings.retry_seconds)
 
     async def _ask_once(self, question: Question[A]) -> Answer[A]:
+        import pydantic_ai
         from pydantic_ai import Agent, BinaryContent
         from pydantic_ai.usage import RunUsage
 
+        pydantic_ai.BANNER_ENABLED = False  # an advertisement, in the middle of a user's progress bar
         agent = Agent(output_type=self._client.output(question.answer), retries=REASKS)
         shown = [
             part if isinstance(part, str) else BinaryContent(part, media_type="image/jpeg") for part in question.parts
@@ -91,7 +93,7 @@ class Vlm:
         return Answer(answer, usage_of(spent))
 
     def _said(self, error: Exception, stage: str, spent: RunUsage) -> DataEngineError:
-        told = failure(error, self.name, self._settings)
+        told = failure(error, self.name)
         told.usage = usage_of(spent)
         return told
 

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic_ai import exceptions as ai
 
 from dataengine.errors import DataEngineError, KeyRefusedError, StageError
-from dataengine.settings import PROVIDER_KEYS, Settings
+from dataengine.keys import KEYS, key_name, without_keys
 
-FAILURES = (ai.AgentRunError,)
+FAILURES = (ai.AgentRunError, ai.UserError)
 LONGEST = 200  # characters of what a service says
 AGAIN = "Run again to retry"
 
@@ -21,7 +21,12 @@ _KINDS: tuple[tuple[type[Exception], str, str, str], ...] = (
     (ai.ModelServerError, "server_error", "failed", AGAIN),
     (ai.ModelTimeoutError, "timeout", "did not answer in time", "Run again, or raise --vlm_timeout"),
     (ai.ModelRequestTimeout, "timeout", "did not answer in time", "Run again, or raise --vlm_timeout"),
-    (ai.ModelConnectionError, "connection", "could not be reached, or broke off", AGAIN),
+    (
+        ai.ModelConnectionError,
+        "connection",
+        "could not be reached, or broke off",
+        "Check the network and --vlm_base_url, then run again",
+    ),
     (ai.ModelNotFoundError, "no_such_model", "is not there", "Check --vlm and --vlm_base_url"),
     (ai.ModelRequestRejectedError, "request_refused", "refuses the request", "Check --vlm, or report this"),
     (ai.ContentFilterError, "blocked", "blocked the picture or its answer", "Remove the picture, or see --safety"),
@@ -31,16 +36,17 @@ _KINDS: tuple[tuple[type[Exception], str, str, str], ...] = (
         "broke off its answer at its token limit",
         "Run again, or lower --thinking",
     ),
+    (ai.UserError, "request_refused", "cannot be asked like this", "Try --vlm_output prompted, or check --vlm"),
     (ai.UnexpectedModelBehavior, "bad_answer", "twice gave an answer that breaks its schema", AGAIN),
 )
 _PASSING = ("rate_limited", "server_error", "timeout", "connection")
 
 
-def failure(error: Exception, vlm: str, settings: Settings) -> DataEngineError:
+def failure(error: Exception, vlm: str) -> DataEngineError:
     """A failed call as an error of ours; `vlm` is PROVIDER:MODEL."""
     provider = vlm.partition(":")[0]
     if isinstance(error, ai.ModelAuthenticationError) or _names_a_bad_key(error):
-        name = PROVIDER_KEYS[provider][0]
+        name = key_name(provider) or KEYS[provider][0]
         return KeyRefusedError(f"{vlm} refuses the key{_told(error)}", hint=f"Check {name}, then run again")
     for kind, reason, said, hint in _KINDS:
         if isinstance(error, kind):
@@ -51,7 +57,7 @@ def failure(error: Exception, vlm: str, settings: Settings) -> DataEngineError:
                 retryable=reason in _PASSING,
                 retry_after=getattr(error, "retry_after", None),
             )
-    return StageError(f"{vlm} failed: {type(error).__name__}: {str(error)[:LONGEST]}", hint=AGAIN, reason="bad_answer")
+    return StageError(f"{vlm} failed: {type(error).__name__}{_told(error)}", hint=AGAIN, reason="bad_answer")
 
 
 def _names_a_bad_key(error: Exception) -> bool:
@@ -68,5 +74,5 @@ def _told(error: Exception) -> str:
     text = inner.get("message") if isinstance(inner, dict) else None
     if text is None and isinstance(error, ai.UnexpectedModelBehavior):
         text = str(error.__cause__ or error.message)
-    flat = " ".join(str(text or error).split())
+    flat = " ".join(without_keys(str(text or error)).split())
     return f" ({flat[:LONGEST]}{'…' if len(flat) > LONGEST else ''})"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from dataengine.errors import UsageError
-from dataengine.settings import PROVIDER_KEYS, Settings
+from dataengine.keys import key
+from dataengine.settings import Settings
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -36,6 +36,7 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self.provider, _, self.model_name = settings.vlm.partition(":")
         self._settings = settings
+        self._key = key(self.provider)
         for stage in settings.thinking:
             self.settings_of(stage)  # what a provider cannot be told is said before anything is started
 
@@ -46,7 +47,7 @@ class Client:
         seconds = httpx2.Timeout(self._settings.vlm_timeout, connect=CONNECT_SECONDS, pool=None)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=self._settings.concurrency)
         self._http = httpx2.AsyncClient(timeout=seconds, limits=limits)
-        self.model = _MODELS[self.provider](self.model_name, self._settings, key(self.provider), self._http)
+        self.model = _MODELS[self.provider](self.model_name, self._settings, self._key, self._http)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -79,11 +80,6 @@ class Client:
             if thought not in ("auto", "off", 0):
                 del chosen["temperature"]  # which it refuses where it thinks
         return {**chosen, **_thinking(self.provider, thought)}
-
-
-def key(provider: str) -> str | None:
-    """The provider's key from the environment; None where there is none."""
-    return next((os.environ[name] for name in PROVIDER_KEYS[provider] if os.environ.get(name)), None)
 
 
 def _thinking(provider: str, thought: str | int) -> dict[str, Any]:

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dataengine.annotators import Scene, SceneRegion
-from dataengine.annotators.measured import MeasuredAnnotator, _Once
+from dataengine.annotators.measured import MeasuredAnnotator
 from dataengine.images import Photo
 from dataengine.masks import Mask
 from dataengine.measures import COLOURS, Picture
@@ -401,26 +398,3 @@ def test_the_smallest_and_thinnest_photos(width: int, height: int) -> None:
     for concept in CONCEPTS:
         for made in compose(Scene(photo, regions), concept):
             assert align(Scene(photo, regions), made).reason
-
-
-class Thing:
-    pass
-
-
-def test_once_computes_once_for_each_object_also_in_threads_and_lets_it_go() -> None:
-    made: list[Thing] = []
-
-    def make(thing: Thing) -> int:
-        made.append(thing)
-        return len(made)
-
-    once = _Once(make)
-    one, other = Thing(), Thing()
-    with ThreadPoolExecutor(8) as threads:
-        assert set(threads.map(once, [one] * 64)) == {1}
-    assert (once(other), once(one)) == (2, 1)
-    gone = weakref.ref(one)
-    made.clear()
-    del one
-    gc.collect()
-    assert gone() is None

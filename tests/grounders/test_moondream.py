@@ -10,7 +10,6 @@ import pytest
 
 from dataengine import jpeg, retry
 from dataengine.errors import DataEngineError, KeyRefusedError, StageError, UsageError
-from dataengine.grounders.moondream import KEY as KEY_NAME
 from dataengine.grounders.moondream import MoondreamGrounder
 from dataengine.images import Photo, RgbArray
 from dataengine.journal import Answer
@@ -26,7 +25,7 @@ ODD = ["a/b\\c", 'line\nbreak "quoted" \x00', "../../etc/passwd", "Ωμέγα �
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(KEY_NAME, KEY)
+    monkeypatch.setenv("MOONDREAM_API_KEY", KEY)
 
 
 @pytest.fixture
@@ -93,7 +92,7 @@ def test_any_label_arrives_as_it_is(photo: Photo, label: str) -> None:
 
 
 def test_a_station_asks_for_no_key_and_costs_nothing(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY_NAME)
+    monkeypatch.delenv("MOONDREAM_API_KEY")
     with MoondreamServer() as server:
         (answer,) = ask(settings(server), photo, "cup")
     assert server.asked[0].key == ""
@@ -109,10 +108,10 @@ def test_the_clouds_price_is_not_known(photo: Photo, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("sent", ["", "another-key"])
 def test_a_refused_key_stops_the_run(photo: Photo, monkeypatch: pytest.MonkeyPatch, sent: str) -> None:
-    monkeypatch.setenv(KEY_NAME, sent)
+    monkeypatch.setenv("MOONDREAM_API_KEY", sent)
     error = fails(MoondreamServer(key=KEY), photo)
     assert isinstance(error, KeyRefusedError)
-    assert KEY_NAME in str(error)
+    assert "MOONDREAM_API_KEY" in str(error)
 
 
 OBJECTS = '{"objects": [%s]}'
