@@ -1,4 +1,4 @@
-"""A local server that speaks Gemini's REST, OpenAI's chat completions and Anthropic's messages, and refuses what they would."""
+"""A local server that speaks Gemini's, OpenAI's and Anthropic's protocols, and refuses what they would."""
 
 from __future__ import annotations
 
@@ -172,12 +172,12 @@ class VlmServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_POST(self) -> None:  # noqa: N802 - the base class's name
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 read = _PROTOCOLS[next((path for path in _PROTOCOLS if re.search(path, self.path)), "")]
                 try:
                     asked = read(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
-                except Refused as refused:
+                except RefusedError as refused:
                     outer.refused.append(str(refused))
                     self._send(Reply(refused.status, message=str(refused), reason=refused.reason), "", "")
                     return
@@ -203,7 +203,7 @@ class VlmServer:
         return Handler
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A request that the real service would refuse."""
 
     def __init__(self, why: str, status: int = 400, reason: str = "") -> None:
@@ -213,7 +213,7 @@ class Refused(Exception):
 
 def _need(fine: object, why: str, status: int = 400, reason: str = "") -> None:
     if not fine:
-        raise Refused(why, status, reason)
+        raise RefusedError(why, status, reason)
 
 
 def _size(data: bytes) -> tuple[int, int]:
@@ -234,7 +234,7 @@ def _gemini(path: str, headers: Mapping[str, str], body: dict[str, Any]) -> Aske
     config = body["generationConfig"]
     _need(config["responseMimeType"] == "application/json", "no JSON asked for")
     _need(0 <= config["temperature"] <= 2, "a temperature of 0..2")
-    _need([c["role"] for c in body["contents"]][0] == "user", "the first turn is the user's")
+    _need(next(c["role"] for c in body["contents"]) == "user", "the first turn is the user's")
     for setting in body.get("safetySettings", []):
         _need(setting["category"].startswith("HARM_CATEGORY_"), f"category {setting}")
         _need(setting["threshold"].startswith("BLOCK_"), f"threshold {setting}")
@@ -316,7 +316,7 @@ def _anthropic(path: str, headers: Mapping[str, str], body: dict[str, Any]) -> A
 
 
 def _unknown(path: str, headers: Mapping[str, str], body: dict[str, Any]) -> Asked:
-    raise Refused(f"no such path {path}", 404)
+    raise RefusedError(f"no such path {path}", 404)
 
 
 _PROTOCOLS: dict[str, Callable[[str, Mapping[str, str], dict[str, Any]], Asked]] = {
