@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 
 from PIL import Image
+
+from tests.standins.serving import LocalServer, Sent
 
 KEY = "the-right-key"
 MOST_PIXELS = 768
@@ -60,7 +59,7 @@ def sensible(label: str) -> list[Box]:
     return [(x, y, x + 0.35, y + 0.4)]
 
 
-class MoondreamServer:
+class MoondreamServer(LocalServer):
     """Serves while entered (`with`).
 
     Args:
@@ -74,81 +73,40 @@ class MoondreamServer:
     """
 
     def __init__(self, answer: Answerer = sensible, replies: Sequence[Reply] = (), key: str = "") -> None:
+        super().__init__()
         self.answer = answer
         self.replies = list(replies)
         self.key = key
         self.asked: list[Asked] = []
         self.refused: list[str] = []
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
 
     @property
     def url(self) -> str:
         """What `--moondream_url` is given."""
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def __enter__(self) -> MoondreamServer:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._server.shutdown()
-        self._server.server_close()
+        return f"{self.root}/v1"
 
     def take(self, asked: Asked) -> Reply:
         """The reply to a well-formed request."""
-        with self._lock:
+        with self.lock:
             self.asked.append(asked)
-            reply = self.replies.pop(0) if self.replies else Reply(text=self._found(asked))
-        if reply.hang:
-            self._stop.wait(reply.hang)
-        return reply
+            return self.replies.pop(0) if self.replies else Reply(text=self._found(asked))
 
     def _found(self, asked: Asked) -> str:
         names = ("x_min", "y_min", "x_max", "y_max")
         objects = [dict(zip(names, box, strict=True)) for box in self.answer(asked.label)]
         return json.dumps({"request_id": f"detect-{len(self.asked)}", "objects": objects})
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                key = self.headers.get("X-Moondream-Auth", "")
-                refusal = _wrong_key(key, outer.key) or _wrong_place(self.path, self.headers["content-type"])
-                asked = None if refusal else _read(body, key)
-                if isinstance(asked, Asked):
-                    self._send(outer.take(asked))
-                    return
-                status, message = refusal or (400, str(asked))
-                outer.refused.append(message)
-                self._send(Reply(status, json.dumps({"error": {"message": message}})))
-
-            def _send(self, reply: Reply) -> None:
-                data = reply.text.encode("utf-8", "surrogatepass")
-                self.send_response(reply.status)
-                for name, value in {"content-type": "application/json", **reply.headers}.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(data) + (100 if reply.drop else 0)))
-                self.end_headers()
-                self.wfile.write(data)
-                if reply.drop:
-                    self.wfile.flush()
-                    self.connection.close()
-                    self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        return Handler
+    def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Sent:
+        key = headers.get("x-moondream-auth", "")
+        refusal = _wrong_key(key, self.key) or _wrong_place(path, headers.get("content-type"))
+        asked = None if refusal else _read(body, key)
+        if isinstance(asked, Asked):
+            reply = self.take(asked)
+        else:
+            status, message = refusal or (400, str(asked))
+            self.refused.append(message)
+            reply = Reply(status, json.dumps({"error": {"message": message}}))
+        return Sent(reply.status, reply.text.encode("utf-8", "surrogatepass"), reply.headers, reply.hang, reply.drop)
 
 
 def _wrong_key(key: str, wanted: str) -> tuple[int, str] | None:

@@ -6,17 +6,15 @@ import base64
 import io
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 
 from PIL import Image
 
 from dataengine.records import CONCEPT_FAMILIES
+from tests.standins.serving import LocalServer, Sent
 
 KEY = "the-right-key"
 MOST_PIXELS = 768
@@ -118,7 +116,7 @@ def sensible(asked: Asked) -> object:
     return {"reason": "it fits", "unmasked_match": False, "accept": True}
 
 
-class VlmServer:
+class VlmServer(LocalServer):
     """Serves while entered (`with`).
 
     Attributes:
@@ -128,29 +126,15 @@ class VlmServer:
     """
 
     def __init__(self, answer: Answerer = sensible, replies: Mapping[str, list[Reply]] | None = None) -> None:
+        super().__init__()
         self.answer = answer
         self.replies = {question: list(some) for question, some in (replies or {}).items()}
         self.asked: list[Asked] = []
         self.refused: list[str] = []
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> VlmServer:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._server.shutdown()
-        self._server.server_close()
+        return self.root
 
     def of(self, question: str) -> list[Asked]:
         """The requests that asked one question."""
@@ -158,49 +142,23 @@ class VlmServer:
 
     def take(self, asked: Asked) -> Reply:
         """The reply to a well-formed request."""
-        with self._lock:
+        with self.lock:
             self.asked.append(asked)
             waiting = self.replies.get(asked.question)
-            reply = waiting.pop(0) if waiting else Reply(text=json.dumps(self.answer(asked)))
-        if reply.hang:
-            self._stop.wait(reply.hang)
-        return reply
+            return waiting.pop(0) if waiting else Reply(text=json.dumps(self.answer(asked)))
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                read = _PROTOCOLS[next((path for path in _PROTOCOLS if re.search(path, self.path)), "")]
-                try:
-                    asked = read(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
-                except RefusedError as refused:
-                    outer.refused.append(str(refused))
-                    self._send(Reply(refused.status, message=str(refused), reason=refused.reason), "", "")
-                    return
-                self._send(outer.take(asked), asked.protocol, asked.model)
-
-            def _send(self, reply: Reply, protocol: str, model: str) -> None:
-                wrapped = _wrapped(reply, protocol, model)
-                data = json.dumps(wrapped).encode()
-                self.send_response(reply.status)
-                for name, value in {"content-type": "application/json", **reply.headers}.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data[: len(data) // 2] if reply.drop else data)
-                if reply.drop:
-                    self.wfile.flush()
-                    self.connection.close()
-                    self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                """Nothing on the terminal."""
-
-        return Handler
+    def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Sent:
+        read = _PROTOCOLS[next((known for known in _PROTOCOLS if re.search(known, path)), "")]
+        protocol = model = ""
+        try:
+            asked = read(path, headers, json.loads(body))
+        except RefusedError as refused:
+            self.refused.append(str(refused))
+            reply = Reply(refused.status, message=str(refused), reason=refused.reason)
+        else:
+            reply, protocol, model = self.take(asked), asked.protocol, asked.model
+        data = json.dumps(_wrapped(reply, protocol, model)).encode()
+        return Sent(reply.status, data, reply.headers, reply.hang, reply.drop)
 
 
 class RefusedError(Exception):
