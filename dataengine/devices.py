@@ -44,6 +44,15 @@ def device_names(setting: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def in_bfloat16(device: str, precision: str) -> bool:
+    """Whether a device computes in bfloat16 where that is enough (autocast): by `auto` on GPUs made for it."""
+    import torch
+
+    if precision != "auto":
+        return precision == "bfloat16"
+    return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 class Batch:
     """Runs jobs together, as many at once as memory holds: an out-of-memory error halves the number and it goes on.
 

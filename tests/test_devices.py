@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from dataengine.devices import Batch, Devices, device_names
+from dataengine.devices import Batch, Devices, device_names, in_bfloat16
 from dataengine.errors import StageError, UsageError
 
 
@@ -181,3 +181,20 @@ def test_device_names(
             device_names(setting)
     else:
         assert device_names(setting) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "capability", "expected"),
+    [
+        ("cpu", "auto", (0, 0), False),
+        ("cpu", "bfloat16", (0, 0), True),
+        ("cuda:0", "auto", (9, 0), True),
+        ("cuda:0", "auto", (7, 5), False),
+        ("cuda:0", "float32", (9, 0), False),
+    ],
+)
+def test_precision(
+    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, capability: tuple[int, int], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capability)
+    assert in_bfloat16(device, precision) == expected

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dataengine.devices import Devices, device_names
+from dataengine.devices import Devices, device_names, in_bfloat16
 from dataengine.hub import identity_of, load_from_hub, load_model, model_folder
 from dataengine.images import Photo, RgbArray, shrunk
 from dataengine.journal import Answer, digest
@@ -138,15 +138,6 @@ def detections(photo: Photo, scores: Tensor, boxes: Tensor, masks: Tensor | None
         if x0 < x1 and y0 < y1
     ]
     return sorted(found, key=lambda detection: -(detection.score or 0))
-
-
-def in_bfloat16(device: str, precision: str) -> bool:
-    """Whether a device computes in bfloat16 where that is enough (autocast): by `auto` on GPUs made for it."""
-    import torch
-
-    if precision != "auto":
-        return precision == "bfloat16"
-    return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def plain(label: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from dataengine.devices import Devices, device_names
+from dataengine.devices import Devices, device_names, in_bfloat16
 from dataengine.images import Photo, RgbArray
 from dataengine.journal import Answer, digest
 from dataengine.masks import BoolArray, Mask
@@ -20,8 +20,6 @@ from dataengine.records import Xyxy
 from dataengine.settings import Settings
 
 if TYPE_CHECKING:
-    import torch
-
     from dataengine.segmenters.promptable_model import Features, FloatArray, Normalization, PromptableModel
 
 CODE_VERSION = "1"  # of all that makes masks here and in the modules beside it
@@ -67,12 +65,15 @@ class PromptableSegmenter:
         }
 
     def _on_devices(self, model: Any, names: Sequence[str], precision: str) -> dict[str, PromptableModel]:
+        import torch
+
         from dataengine.segmenters.promptable_model import PromptableModel
 
         models = {}
         for i, name in enumerate(names):
             own = (copy.deepcopy(model) if i + 1 < len(names) else model).to(name)
-            models[name] = PromptableModel(own, name, _dtype(precision, name), self.normalization)
+            dtype = torch.bfloat16 if in_bfloat16(name, precision) else torch.float32
+            models[name] = PromptableModel(own, name, dtype, self.normalization)
         return models
 
     async def propose(self, photo: Photo) -> Answer[list[Mask]]:
@@ -116,16 +117,6 @@ class PromptableSegmenter:
     def _pool(self, device: str, jobs: Sequence[tuple[Features, tuple[int, int]]]) -> Sequence[BoolArray]:
         points, least = self._settings.points_per_side, self._settings.min_pool_pixels
         return [self.models[device].pool(features, size, points, least, self.rules) for features, size in jobs]
-
-
-def _dtype(precision: str, device: str) -> torch.dtype:
-    """What a device computes in: by `auto` bfloat16 on a GPU that has it, else float32."""
-    import torch
-
-    if precision != "auto":
-        return torch.bfloat16 if precision == "bfloat16" else torch.float32
-    able = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if able else torch.float32
 
 
 def _grown(logits: FloatArray, height: int, width: int) -> list[Mask]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataengine.grounders.detector import Detector, Job, detections, in_bfloat16, plain
+from dataengine.grounders.detector import Detector, Job, detections, plain
 from dataengine.images import Photo, RgbArray
 from dataengine.masks import Mask
 from dataengine.records import Detection, Xyxy
@@ -96,23 +96,6 @@ def test_the_best_comes_first_with_its_own_mask() -> None:
 
 def test_nothing_found_is_an_empty_list() -> None:
     assert detections(photo(), torch.zeros(0), torch.zeros(0, 4), torch.zeros(0, 4, 8)) == []
-
-
-@pytest.mark.parametrize(
-    ("device", "precision", "capability", "expected"),
-    [
-        ("cpu", "auto", (0, 0), False),
-        ("cpu", "bfloat16", (0, 0), True),
-        ("cuda:0", "auto", (9, 0), True),
-        ("cuda:0", "auto", (7, 5), False),
-        ("cuda:0", "float32", (9, 0), False),
-    ],
-)
-def test_precision(
-    monkeypatch: pytest.MonkeyPatch, device: str, precision: str, capability: tuple[int, int], expected: bool
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda name: capability)
-    assert in_bfloat16(device, precision) == expected
 
 
 @pytest.mark.parametrize(

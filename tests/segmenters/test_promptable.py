@@ -315,16 +315,6 @@ def test_bfloat16_on_request(checkpoint: Path, shared: Sam2Segmenter) -> None:
     assert len(pool_of(rough, photo)) > 1
 
 
-def test_precision_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataengine.segmenters.promptable import _dtype
-
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert _dtype("auto", "cuda:0") == torch.bfloat16
-    assert _dtype("auto", "cpu") == _dtype("float32", "cuda:0") == torch.float32
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert _dtype("auto", "cuda:0") == torch.float32
-
-
 def test_a_copy_on_each_device_and_masks_from_where_the_features_are(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
