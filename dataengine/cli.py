@@ -29,6 +29,14 @@ EXAMPLES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the process's exit code: 0 all well, 1 something failed, 2 wrong usage, 130 interrupted."""
     options = parser().parse_args(arguments)
+    code = _exit_code(options)
+    devices = sys.modules.get("dataengine.devices")
+    if devices and vars(sys.modules["__main__"]).get("main") is main:  # a script's, which ends with the code
+        devices.leave_with(code)
+    return code
+
+
+def _exit_code(options: argparse.Namespace) -> int:
     try:
         return int(COMMANDS[options.command](options))
     except DataEngineError as error:
@@ -130,12 +138,11 @@ def _part_flags(command: argparse.ArgumentParser) -> None:
         metavar="PROVIDER:MODEL",
         help="vision language model (google:gemini-flash-latest)",
     )
-    _vlm_flags(command.add_argument_group("vision language model"))
     parts.add_argument("--config", "-c", default=absent, metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)")
     parts.add_argument(
         "--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 or 3 checkpoint: .pt file, hub id or folder"
     )
-
+    _vlm_flags(command.add_argument_group("vision language model"))
     _model_flags(command.add_argument_group("grounder and segmenter"))
 
 
@@ -167,7 +174,7 @@ def _vlm_flags(vlm: argparse._ArgumentGroup) -> None:
     vlm.add_argument("--vlm_side", type=int, default=absent, metavar="N", help="long side of what it sees, px (768)")
     vlm.add_argument("--vlm_timeout", type=float, default=absent, metavar="S", help="seconds for one answer (120)")
     vlm.add_argument(
-        "--retry_seconds", type=float, default=absent, metavar="S", help="how long a failing call is tried again (120)"
+        "--retry_seconds", type=float, default=absent, metavar="S", help="how long a failing call is tried again (300)"
     )
     vlm.add_argument(
         "--temperature", default=absent, metavar="X", help="for every question, or by question: 0.7,verify=0 (0.7)"

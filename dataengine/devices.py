@@ -6,8 +6,13 @@ Torch is imported by the functions that need it, never with this module.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
+import os
+import sys
 import threading
+import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +24,8 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 Work = Callable[[str, Sequence[J]], Sequence[R]]  # (device, jobs) -> a result for each job
+
+LAST_WAIT = 3.0  # seconds that the process's end waits for a step of a model: such a step on a CPU takes most often less
 
 
 def device_names(setting: str) -> tuple[str, ...]:
@@ -68,28 +75,36 @@ class Batch:
 
         Raises:
             StageError: memory does not hold a single job; its reason is `out_of_memory`.
+            SystemExit: the process ends.
         """
         results: list[R] = []
         while len(results) < len(jobs):
+            if _end.begun.is_set():
+                raise SystemExit
             chunk = jobs[len(results) : len(results) + self.largest]
             try:
                 results += work(chunk)
+                continue
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                _free()
-                if len(chunk) == 1:
-                    hint = "Use a smaller model, another --device, or --max_side"
-                    raise StageError("out of memory on the device", hint=hint, reason="out_of_memory") from None
-                self.largest = max(1, len(chunk) // 2)
+            # Not before the error is gone: it holds what was computed, and would as another error's context.
+            _free()
+            if len(chunk) == 1:
+                hint = "Use a smaller model, another --device, or --max_side"
+                raise StageError("out of memory on the device", hint=hint, reason="out_of_memory")
+            self.largest = max(1, len(chunk) // 2)
         return results
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says that a device's memory is full."""
+    """Whether an error says that the memory of a device is full, or the machine's own."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # on the CPU torch has no class for it (c10/core/impl/alloc_cpu.cpp)
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _free() -> None:
@@ -152,6 +167,58 @@ class Devices:
         return await waiting.answer
 
 
+class _End:
+    """The process's end. A thread that is inside torch while Python is taken down aborts the process (SIGABRT).
+
+    Attributes:
+        begun: set when no work may begin any more.
+        code: the exit code, where it is known: with it the process is left though a thread works on.
+    """
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.code: int | None = None
+        self._workers: list[_Worker] = []
+
+    def await_at_exit(self, worker: _Worker) -> None:
+        if not self._workers:
+            atexit.register(self._wait)
+        self._workers.append(worker)
+
+    def _wait(self) -> None:
+        self.begun.set()
+        deadline = None if self.code is None else time.monotonic() + LAST_WAIT
+        try:
+            at_rest = all([worker.ends_by(deadline) for worker in self._workers])
+        except KeyboardInterrupt:  # by who does not want to wait
+            self.code, at_rest = 130, False
+        if not at_rest and self.code is not None:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):  # closed, or its reader has gone
+                    stream.flush()
+            os._exit(self.code)
+
+
+_end = _End()
+
+
+def leave_with(code: int) -> None:
+    """Tell what the process, which is about to end, ends with: then its end waits a few seconds at most for a device.
+
+    Else it waits until each device has finished the step it is at.
+    """
+    _end.code = code
+
+
+def _let_go(error: BaseException) -> BaseException:
+    """The error without what its finished frames held (photos, tensors), for it may be kept; their lines stay."""
+    linked: BaseException | None = error
+    while linked is not None:
+        traceback.clear_frames(linked.__traceback__)
+        linked = linked.__context__
+    return error
+
+
 class _Worker:
     """One device's thread; it starts with the first job and ends with the process."""
 
@@ -172,9 +239,18 @@ class _Worker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name=f"dataengine {self.name}", daemon=True)
                 self._thread.start()
+                _end.await_at_exit(self)
+
+    def ends_by(self, deadline: float | None) -> bool:
+        """Whether the thread, told to end, has ended by then (`time.monotonic`)."""
+        with self._changed:
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        return self._thread is None or not self._thread.is_alive()
 
     def _serve(self) -> None:
-        while True:
+        while not _end.begun.is_set():
             self._serve_next()
 
     def _serve_next(self) -> None:
@@ -186,7 +262,7 @@ class _Worker:
     def _take(self) -> list[_Waiting[Any, Any]]:
         """The job that has waited longest, with those that can be done with it."""
         with self._changed:
-            while not self._waiting:
+            while not (self._waiting or _end.begun.is_set()):
                 self._changed.wait()
             for waiting in [w for w in self._waiting if w.answer.cancelled()]:
                 self._waiting.remove(waiting)
@@ -201,15 +277,21 @@ class _Worker:
             return taken
 
     def _do(self, taken: Sequence[_Waiting[Any, Any]]) -> None:
-        first = taken[0]
-        try:
-            results = first.batch.run(lambda jobs: first.work(self.name, jobs), [w.job for w in taken])
-        except BaseException as error:
-            if len(taken) == 1:
-                first.settle(error)
-                return
+        results = self._tried(taken)
+        if not isinstance(results, BaseException):
+            for waiting, result in zip(taken, results, strict=True):
+                waiting.settle(result)
+        elif len(taken) == 1:
+            taken[0].settle(results)
+        else:
             for waiting in taken:
                 self._do([waiting])
-            return
-        for waiting, result in zip(taken, results, strict=True):
-            waiting.settle(result)
+
+    def _tried(self, taken: Sequence[_Waiting[Any, Any]]) -> list[Any] | BaseException:
+        """A result for each, or why there is none: an error that keeps nothing of the jobs."""
+        first = taken[0]
+        try:
+            return first.batch.run(lambda jobs: first.work(self.name, jobs), [w.job for w in taken])
+        except BaseException as error:
+            here = error.__traceback__
+            return _let_go(error).with_traceback(here.tb_next if here else None)

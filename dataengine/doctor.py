@@ -186,7 +186,7 @@ LIBRARIES = (
     Library("rich-argparse", "rich_argparse", "1.5"),
     Library("scikit-image", "skimage", "0.24"),
     Library("tenacity", "tenacity", "9", ("vlm", "moondream")),
-    Library("httpx", "httpx", "0.27", ("moondream",)),
+    Library("httpx2", "httpx2", "2", ("vlm", "moondream")),
     Library("pydantic-ai-slim", "pydantic_ai", "2.68", ("vlm",), _AI.format("google,openai,anthropic")),
     Library("google-genai", "google.genai", "", ("google",), _AI.format("google")),
     Library("openai", "openai", "", ("openai",), _AI.format("openai")),
@@ -366,6 +366,7 @@ def _ready(kind: str, name: str) -> str:
 
 def keys(settings: Settings) -> Iterator[Finding]:
     """Which keys are set, and in which variable; nothing of their values."""
+    asked = _used(settings)
     needs = " ".join(lacks(kind, str(getattr(settings, kind)), settings) for kind in REGISTRY)
     for name, variables in KEYS.items():
         held = key_name(name)
@@ -376,7 +377,7 @@ def keys(settings: Settings) -> Iterator[Finding]:
         try:
             key(name)
         except UsageError as error:
-            yield Finding(name, None, error.message, error.hint)
+            yield Finding(name, False if name in asked else None, error.message, error.hint)
         else:
             yield Finding(name, True, f"set in {held}")
 

@@ -131,6 +131,11 @@ class _Worker:
                 if error.reason == "disk_full" or isinstance(error, KeyRefusedError):
                     raise  # the next image would meet the same
                 self._fail(image, error)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # the run is given up
+                self._fail(image, StageError(f"{image}: a part gave up its work", hint="Run again to retry"))
             except Exception as error:  # a fault of ours in one image must not cost the others
                 self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
             else:

@@ -90,6 +90,9 @@ class KeyRefusedError(DataEngineError):
     reason = "key_refused"
 
 
+STOPPING = (OutputError, KeyRefusedError)  # what the next image would meet as well
+
+
 class StageError(DataEngineError):
     """One stage of one image failed, for a cause that is not the image file."""
 

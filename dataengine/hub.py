@@ -36,8 +36,9 @@ def model_folder(flag: str, where: str, revision: str | None = None) -> Path:
     Raises:
         UsageError: there is none, or it cannot be downloaded.
     """
-    if Path(where).is_dir():
-        return Path(where)
+    local = Path(where).expanduser()
+    if local.is_dir():
+        return local
     from huggingface_hub import errors
 
     try:

@@ -18,6 +18,7 @@ VLM_PROVIDERS = ("google", "openai", "anthropic")
 SECRETS = (*(name for names in KEYS.values() for name in names), "HF_TOKEN")
 
 HIDDEN = "(hidden)"
+_LEAST = 4
 _PIECE = 6  # characters of a key in a row that would tell something of it
 
 
@@ -45,6 +46,8 @@ def without_keys(text: str) -> str:
     """The text without the words that hold a key, a piece of one, or one masked by a service (`sk-12****89`)."""
     text = re.sub(r"\S*\*{3}\S*", HIDDEN, text)
     for secret in " ".join(os.environ.get(name, "") for name in SECRETS).split():
+        if len(secret) < _LEAST:
+            continue  # as good as none, and the letters of many words
         if len(secret) < _PIECE:
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", HIDDEN, text)
             continue

@@ -5,11 +5,11 @@ A name with a colon, `my_package.my_module:MyClass`, is a part of the user's own
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ REGISTRY: dict[str, dict[str, Entry]] = {
     "grounder": {
         "annotator": Entry("dataengine.grounders.annotator:AnnotatorGrounder"),
         "moondream": Entry(
-            "dataengine.grounders.moondream:MoondreamGrounder", (_module("httpx", "httpx"), _TENACITY, _moondream_key)
+            "dataengine.grounders.moondream:MoondreamGrounder", (_module("httpx2", "httpx2"), _TENACITY, _moondream_key)
         ),
         "moondream-hf": Entry("dataengine.grounders.moondream_hf:MoondreamHfGrounder", (*_TORCH, _trust)),
         "grounding-dino": Entry("dataengine.grounders.grounding_dino:GroundingDinoGrounder", _TORCH),
@@ -114,17 +114,22 @@ class Parts:
     annotator: Annotator
     grounder: Grounder
     segmenter: Segmenter
-    _open: AsyncExitStack = field(default_factory=AsyncExitStack, repr=False)
+    _open: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack, repr=False)
 
     async def __aenter__(self) -> Parts:
         parts: tuple[Any, ...] = (self.annotator, self.grounder, self.segmenter)
-        for part in parts:
-            if hasattr(part, "__aenter__"):
-                await self._open.enter_async_context(part)
+        try:
+            for part in parts:
+                if hasattr(part, "__aenter__"):
+                    await self._open.enter_async_context(part)
+        except Exception as error:  # other people's code
+            await self.__aexit__()
+            raise MissingPartError(f"a part cannot be opened: {type(error).__name__}: {error}") from None
         return self
 
-    async def __aexit__(self, *raised: Any) -> None:
-        await self._open.aclose()
+    async def __aexit__(self, *raised: object) -> None:
+        with contextlib.suppress(Exception):  # all is written by now: a connection that does not close loses nothing
+            await self._open.aclose()
 
     def records(self) -> dict[str, PartRecord]:
         """Name, version and detail of each, for `run.json`."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dataengine.annotators import Scene, SceneRegion
-from dataengine.errors import DataEngineError, KeyRefusedError, OutputError, StageError
+from dataengine.errors import STOPPING, DataEngineError, StageError
 from dataengine.images import Photo, RgbArray
 from dataengine.masks import Mask
 from dataengine.overlays import prompt_picture
@@ -37,7 +37,7 @@ from dataengine.run_folder import ACCEPTED_DIR, ALL_REGIONS, RunFolder, path_tex
 from dataengine.settings import Settings
 from dataengine.stages import all_of
 from dataengine.stages.align import align, align_negative
-from dataengine.stages.compose import broken_rule, broken_text_rule, compose, compose_negatives, rule_name
+from dataengine.stages.compose import broken_negative_rule, broken_rule, compose, compose_negatives, rule_name
 from dataengine.stages.describe import describe
 from dataengine.stages.propose import propose
 from dataengine.stages.segment import segment
@@ -91,8 +91,9 @@ async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Par
     try:
         described = await _in_stage("describe", photo, describe(photo, parts, settings, steps))
         cuts = await _in_stage("segment", photo, segment(photo, described, pool, parts, settings, steps))
-    except DataEngineError:
-        await asyncio.gather(pool, return_exceptions=True)  # what it computes is kept for the next run
+    except DataEngineError as error:
+        if not isinstance(error, STOPPING):
+            await asyncio.gather(pool, return_exceptions=True)  # what it computes is kept for the next run
         raise
     finally:
         pool.cancel()
@@ -124,9 +125,7 @@ async def _write_concepts(run: Run, concepts: Sequence[str], negatives: Sequence
         for concept, written in prompts.items()
     }
     refused_decoys = {
-        concept: [
-            _noted(broken_text_rule(n.prompt, n.concept_family, concept, texts), n.prompt, texts) for n in written
-        ]
+        concept: [_noted(broken_negative_rule(n, concept, texts), n.prompt, texts) for n in written]
         for concept, written in decoys.items()
     }
     (_, unwritten), (_, unwritten_decoys) = await asyncio.gather(
@@ -270,7 +269,7 @@ async def _each(
     done: dict[str, T] = {}
     failures: list[DataEngineError] = []
     for name, result in zip(names, results, strict=True):
-        if isinstance(result, DataEngineError) and not isinstance(result, (OutputError, KeyRefusedError)):
+        if isinstance(result, DataEngineError) and not isinstance(result, STOPPING):
             failures.append(result)
         elif isinstance(result, BaseException):
             raise result

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -50,7 +51,7 @@ class Settings(BaseModel):
     vlm_output: Literal["native", "prompted"] = "native"
     vlm_side: int = Field(default=VIEW_SIDE, ge=64, le=4096)
     vlm_timeout: float = Field(default=120, gt=0)
-    retry_seconds: float = Field(default=120, ge=0)
+    retry_seconds: float = Field(default=300, ge=0)  # so that a time-out is asked again
     temperature: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(QUESTIONS, TEMPERATURE))
     thinking: dict[str, str | int] = Field(default_factory=lambda: dict(THINKING))
     safety: Literal["default", "none", "high", "medium", "low"] = "high"
@@ -111,6 +112,22 @@ class Settings(BaseModel):
             known = ", ".join(VLM_PROVIDERS)
             raise ValueError(f"{value!r} is not PROVIDER:MODEL, such as google:gemini-flash-latest, of {known}")
         return value
+
+    @field_validator("vlm_base_url", "moondream_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        except ValueError:  # a port that is none
+            fine = False
+        if not fine:
+            raise ValueError("not a URL such as http://localhost:8000/v1")
+        if parts.username or parts.password:
+            raise ValueError("a URL with a name or password in it would be written down; give a key by its variable")
+        return value.rstrip("/")
 
     @field_validator("config")
     @classmethod
@@ -179,7 +196,8 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"--{key}: {message} (got {first['input']!r})") from None
+        got = "" if key.endswith("_url") else f" (got {first['input']!r})"  # a URL may hold a password
+        raise UsageError(f"--{key}: {message}{got}") from None
 
 
 def _read_toml(file: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,26 @@ def test_a_refused_key_stops_the_run_and_keeps_what_is_done(world: World) -> Non
     assert world.reporter.skips == names[:1]
     assert len(world.folders()) == 2  # the others were not begun
     assert world.go(*names).done == 3
+
+
+def test_a_part_that_gives_up_fails_its_image_and_no_other(world: World) -> None:
+    """A CancelledError of a part's own is no Ctrl-C."""
+    names = [save(world.root / f"{i}.png", (i, i, i)).name for i in range(3)]
+    world.script.fails = {"describe": [asyncio.CancelledError()]}  # type: ignore[list-item]
+    totals = world.go(*names)
+    assert (totals.done, totals.failed) == (2, 1)
+    assert "gave up" in world.failures()[0].message
+    assert world.go(*names).done == 1
+
+
+def test_a_refused_key_does_not_wait_for_the_pool(world: World) -> None:
+    save(world.root / "a.png")
+    world.script.slow = {"propose": 30}
+    world.script.fails = {"describe": [KeyRefusedError("refused")]}
+    started = time.perf_counter()
+    with pytest.raises(KeyRefusedError):
+        world.go("a.png", concurrency=4)
+    assert time.perf_counter() - started < 10
 
 
 def test_what_failed_steps_cost_is_counted_and_kept(world: World) -> None:

@@ -23,7 +23,8 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         (WRONG, f"bad:{WRONG[-6:]}\nsorry", "(hidden)\nsorry"),
         (WRONG, "key sk-***a3 is wrong", "key (hidden) is wrong"),
         (f"{WRONG} tail-of-it", "b'tail-of-it'", "(hidden)"),
-        ("k", "k is a key", "(hidden) is a key"),
+        ("k", "k is a key", "k is a key"),
+        ("k3y5", "k3y5 is a key", "(hidden) is a key"),
         ("", "nothing to hide: 2 * 3 ** 4", "nothing to hide: 2 * 3 ** 4"),
     ],
 )

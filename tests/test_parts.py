@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,38 @@ class Bare:
 def test_a_part_that_lacks_an_attribute_is_named_with_it() -> None:
     with pytest.raises(MissingPartError, match=r"annotator 'tests.test_parts:Bare' has no attribute local, templates"):
         build(offline(annotator="tests.test_parts:Bare"))
+
+
+class Refusing(OwnSegmenter):
+    """A part that cannot be opened."""
+
+    async def __aenter__(self) -> None:
+        raise OSError("no socket")
+
+    async def __aexit__(self, *raised: object) -> None:
+        raise OSError("never entered")
+
+
+def test_a_part_that_cannot_be_opened_is_one_line_and_closes_the_others() -> None:
+    closed: list[str] = []
+
+    class Opening(OwnSegmenter):
+        async def __aenter__(self) -> None:
+            closed.append("opened")
+
+        async def __aexit__(self, *raised: object) -> None:
+            closed.append("closed")
+            raise OSError("which loses nothing")
+
+    async def enter(segmenter: Any) -> None:
+        built = build(offline())
+        async with parts.Parts(Opening(offline()), built.grounder, segmenter):  # type: ignore[arg-type]
+            pass
+
+    with pytest.raises(MissingPartError, match="a part cannot be opened: OSError: no socket"):
+        asyncio.run(enter(Refusing(offline())))
+    asyncio.run(enter(build(offline()).segmenter))
+    assert closed == ["opened", "closed"] * 2
 
 
 def test_a_users_module_is_found_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from dataengine.errors import UsageError
 from dataengine.records import CONCEPTS
-from dataengine.settings import PRESETS, QUESTIONS, SAM2_CONFIGS, THINKING, load_settings
+from dataengine.settings import MOONDREAM_CLOUD, PRESETS, QUESTIONS, SAM2_CONFIGS, THINKING, load_settings
 
 OFFLINE = {"preset": "offline"}
 
@@ -44,6 +44,8 @@ def toml(tmp_path: Path) -> Path:
         ({}, "", "thinking", THINKING),
         ({"thinking": "verify=256"}, "", "thinking", {**THINKING, "verify": 256}),
         ({"thinking": "off,compose=high"}, "", "thinking", {**dict.fromkeys(QUESTIONS, "off"), "compose": "high"}),
+        ({"vlm_base_url": "http://localhost:8000/v1/"}, "", "vlm_base_url", "http://localhost:8000/v1"),
+        ({"moondream_url": f"{MOONDREAM_CLOUD}/"}, "", "moondream_url", MOONDREAM_CLOUD),
         ({}, "thinking = 64", "thinking", dict.fromkeys(QUESTIONS, 64)),
     ],
 )
@@ -97,6 +99,10 @@ def test_metas_config_names_are_known() -> None:
         ({"temperature": "judge=1"}, "--temperature: there is no question 'judge'; there are describe, verify"),
         ({"thinking": "deep"}, "--thinking: 'deep' is not a number of tokens or one of off, auto"),
         ({"thinking": "align=-1"}, "--thinking: '-1' is not a number"),
+        ({"vlm_base_url": "localhost:8000/v1"}, "--vlm_base_url: not a URL such as"),
+        ({"vlm_base_url": "http://localhost:99999"}, "--vlm_base_url: not a URL such as"),
+        ({"moondream_url": "ftp://x/"}, "--moondream_url: not a URL such as"),
+        ({"moondream_url": "http://me:s3cret@host/v1"}, "--moondream_url: a URL with a name or password"),
         ({"vlm": "gemini-flash-latest"}, "is not PROVIDER:MODEL"),
         ({"vlm": "mistral:large"}, "of google, openai, anthropic"),
         ({"vlm_output": "xml"}, "--vlm_output: "),
@@ -121,6 +127,7 @@ def test_a_wrong_value_is_one_line_that_names_it(flags: dict[str, Any], words: s
     with pytest.raises(UsageError) as caught:
         load_settings({**OFFLINE, **flags})
     assert words in str(caught.value)
+    assert "s3cret" not in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert caught.value.exit_code == 2
 

@@ -7,7 +7,7 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema, create_model
 
@@ -35,6 +35,7 @@ from dataengine.records import (
 from dataengine.settings import Settings
 from dataengine.vlm import Question, Vlm
 
+MAX_BOXES = 24  # of a label: a model that goes on repeating itself gives hundreds
 BOX_SCALE = 1000  # a box's coordinates are 0..1000 of the picture's height and width
 
 # What the model answers, field by field as the templates name them. Numbers and lists that only a careless model gets
@@ -42,8 +43,11 @@ BOX_SCALE = 1000  # a box's coordinates are 0..1000 of the picture's height and 
 # writes fields in their order, so it reasons before it judges.
 
 
+_FOUR = {"minItems": 4, "maxItems": 4}
+
+
 class Box(BaseModel):
-    box_2d: Annotated[list[float], Field(min_length=4, max_length=4, description="[ymin, xmin, ymax, xmax], 0..1000")]
+    box_2d: Annotated[list[float], Field(json_schema_extra=_FOUR, description="[ymin, xmin, ymax, xmax], 0..1000")]
 
 
 class Label(BaseModel):
@@ -143,7 +147,7 @@ class VlmAnnotator:
         settings = self._settings
         return {
             "model": [settings.vlm, settings.vlm_base_url, settings.vlm_output],
-            "safety": settings.safety,
+            "safety": settings.safety if settings.vlm.startswith("google:") else "",
             "temperature": settings.temperature[question],
             "thinking": settings.thinking[question],
             "templates": digest([self.templates[name] for name in self._templates_of(question, concept)]),
@@ -185,17 +189,19 @@ class VlmAnnotator:
         instruction = self._instruction("verify", LABEL=label, CHOICES=choices)
         kind: type[BaseModel] = VerdictOfTwo if "refined" in masks else Verdict
         answer = await self._vlm.ask(Question("verify", instruction, shown, kind))
-        return Answer(RegionVerdict.model_validate(answer.value.model_dump()), answer.usage)
+        said = answer.value.model_dump()
+        said["description"] = _one_line(said["description"]) or label  # which the mask was judged to show
+        return Answer(RegionVerdict.model_validate(said), answer.usage)
 
     async def compose(self, scene: Scene, concept: str) -> Answer[list[Prompt]]:
         """Prompts of the concept, about the numbered regions."""
         answer = await self._ask_about(scene, "compose", concept, _PROMPTS[concept])
-        return Answer([Prompt.model_validate(entry) for entry in answer.value.model_dump()["prompts"]], answer.usage)
+        return Answer([Prompt.model_validate(entry) for entry in _entries(answer.value)], answer.usage)
 
     async def compose_negatives(self, scene: Scene, concept: str) -> Answer[list[Negative]]:
         """Prompts of the concept that should fit nothing in the photo."""
         answer = await self._ask_about(scene, "negatives", concept, _NEGATIVES[concept])
-        return Answer([Negative.model_validate(entry) for entry in answer.value.model_dump()["prompts"]], answer.usage)
+        return Answer([Negative.model_validate(entry) for entry in _entries(answer.value)], answer.usage)
 
     async def _ask_about(self, scene: Scene, question: str, concept: str, kind: type[BaseModel]) -> Answer[BaseModel]:
         instruction = self._instruction(question, concept, DENSE_CAPTION=scene.caption)
@@ -221,8 +227,19 @@ class VlmAnnotator:
 
 
 def _region(entry: Label, photo: Photo) -> DescribedRegion:
-    boxes = entry.boxes if isinstance(entry, BoxedLabel) else []
-    return DescribedRegion(label=" ".join(entry.label.split()), boxes=[_xyxy(box.box_2d, photo) for box in boxes])
+    given = [tuple(box.box_2d) for box in entry.boxes] if isinstance(entry, BoxedLabel) else []
+    boxes = [_xyxy(box, photo) for box in dict.fromkeys(given) if len(box) == 4]
+    return DescribedRegion(label=_one_line(entry.label), boxes=boxes[:MAX_BOXES])
+
+
+def _entries(answer: BaseModel) -> list[dict[str, Any]]:
+    """The prompts of an answer, each text on one line."""
+    entries: list[dict[str, Any]] = answer.model_dump()["prompts"]
+    return [{k: _one_line(v) if isinstance(v, str) else v for k, v in entry.items()} for entry in entries]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _xyxy(box_2d: Sequence[float], photo: Photo) -> Xyxy:

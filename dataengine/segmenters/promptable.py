@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import importlib.metadata
 import weakref
 from collections.abc import Mapping, Sequence
@@ -103,10 +104,17 @@ class PromptableSegmenter:
     async def _features(self, photo: Photo) -> Features:
         """What the encoder makes of a photo; a failed or cancelled attempt is made again by who asks next."""
         encoding = self._encoded.get(photo)
-        if encoding is None or (encoding.done() and (encoding.cancelled() or encoding.exception())):
+        if encoding is None or _failed(encoding):
             encoding = asyncio.ensure_future(self._devices.run(self._encode, photo.rgb))
+            encoding.add_done_callback(functools.partial(self._forget_failed, weakref.ref(photo)))
             self._encoded[photo] = encoding
         return await asyncio.shield(encoding)  # who gives up does not take it from who waits for the same
+
+    def _forget_failed(self, of: weakref.ref[Photo], encoding: asyncio.Future[Features]) -> None:
+        """A failure's traceback holds the photo, which would never go while the failure is kept for it."""
+        photo = of()
+        if photo is not None and _failed(encoding) and self._encoded.get(photo) is encoding:
+            del self._encoded[photo]
 
     def _encode(self, device: str, photos: Sequence[RgbArray]) -> Sequence[Features]:
         return self.models[device].encode(photos)
@@ -117,6 +125,10 @@ class PromptableSegmenter:
     def _pool(self, device: str, jobs: Sequence[tuple[Features, tuple[int, int]]]) -> Sequence[BoolArray]:
         points, least = self._settings.points_per_side, self._settings.min_pool_pixels
         return [self.models[device].pool(features, size, points, least, self.rules) for features, size in jobs]
+
+
+def _failed(encoding: asyncio.Future[Features]) -> bool:
+    return encoding.done() and (encoding.cancelled() or encoding.exception() is not None)
 
 
 def _grown(logits: FloatArray, height: int, width: int) -> list[Mask]:

@@ -9,6 +9,7 @@ from dataengine.annotators import Scene
 from dataengine.journal import Journal, asked
 from dataengine.parts import Parts
 from dataengine.records import CONCEPT_FAMILIES, MAX_WORDS, PROMPTS_A_CONCEPT, Negative, Prompt
+from dataengine.stages.describe import broken_label
 
 VERBS = frozenset(
     (
@@ -26,10 +27,12 @@ VERBS = frozenset(
         "isolate",
     )
 )
+LONGEST_TEXT = 200  # characters of a prompt; ten long words have half of that
+
 # What only someone who sees the numbered picture or a mask's overlay would say.
 REGION_NUMBER = re.compile(
-    r"\b(region|area|mask|object|index|number)s?\W*((number|no)\W*)?\d+\b|#\d+|\[\d+\]|\d(st|nd|rd|th) (region|mask)\b"
-    r"|\b(numbered|masked|red|coloured|colored|highlighted) (mask|region|area|overlay)s?\b",
+    r"\b(region|area|mask|object|index)s?\W*((number|no)\W*)?\d+\b|#\d+|\[\d+\]|\d(st|nd|rd|th) (region|mask)\b"
+    r"|\b(numbered|masked) (mask|region|area|object)s?\b|\b(red|green|coloured|colored|highlighted) (mask|overlay)s?\b",
     re.IGNORECASE,
 )
 
@@ -97,8 +100,20 @@ def broken_rule(prompt: Prompt, concept: str, scene: Scene, earlier: Collection[
     return broken_text_rule(prompt.prompt, prompt.concept_family, concept, earlier)
 
 
+def broken_negative_rule(negative: Negative, concept: str, earlier: Collection[str]) -> str | None:
+    """The first rule a negative breaks, as a reason; None where it keeps them all."""
+    broken = broken_label(negative.target_decoy)
+    if broken:
+        return broken.replace("rule label", "rule decoy")
+    return broken_text_rule(negative.prompt, negative.concept_family, concept, earlier)
+
+
 def broken_text_rule(text: str, family: str, concept: str, earlier: Collection[str]) -> str | None:
     """The first rule that a prompt's text or family breaks."""
+    if not text.isprintable():
+        return "rule text: it holds characters that cannot be seen"
+    if len(text) > LONGEST_TEXT:
+        return f"rule text: it has {len(text):,} characters, {LONGEST_TEXT} are the most"
     words = text.split()
     if len(words) < 2 or words[0].lower() not in VERBS:
         return "rule verb: a prompt starts with a verb such as Segment or Identify, and says what"

@@ -14,7 +14,7 @@ from dataengine.journal import Answer
 from dataengine.records import Usage
 from dataengine.retry import patiently
 from dataengine.settings import Settings
-from dataengine.vlm.failures import FAILURES, failure
+from dataengine.vlm.failures import failure
 from dataengine.vlm.providers import Client
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Vlm:
                 model_settings=self._client.settings_of(question.stage),
                 usage=spent,
             )
-        except FAILURES as error:
+        except Exception as error:
             raise self._said(error, question.stage, spent) from error
         answer: Any = done.output
         return Answer(answer, usage_of(spent))

@@ -9,7 +9,6 @@ from pydantic_ai import exceptions as ai
 from dataengine.errors import DataEngineError, KeyRefusedError, StageError
 from dataengine.keys import KEYS, key_name, without_keys
 
-FAILURES = (ai.AgentRunError, ai.UserError)
 LONGEST = 200  # characters of what a service says
 AGAIN = "Run again to retry"
 
@@ -37,7 +36,7 @@ _KINDS: tuple[tuple[type[Exception], str, str, str], ...] = (
         "Run again, or lower --thinking",
     ),
     (ai.UserError, "request_refused", "cannot be asked like this", "Try --vlm_output prompted, or check --vlm"),
-    (ai.UnexpectedModelBehavior, "bad_answer", "twice gave an answer that breaks its schema", AGAIN),
+    (ai.UnexpectedModelBehavior, "bad_answer", "gave an answer that breaks its schema", AGAIN),
 )
 _PASSING = ("rate_limited", "server_error", "timeout", "connection")
 
@@ -57,7 +56,8 @@ def failure(error: Exception, vlm: str) -> DataEngineError:
                 retryable=reason in _PASSING,
                 retry_after=getattr(error, "retry_after", None),
             )
-    return StageError(f"{vlm} failed: {type(error).__name__}{_told(error)}", hint=AGAIN, reason="bad_answer")
+    # a body that is no answer at all: each SDK stumbles over it in its own way
+    return StageError(f"{vlm} gave no answer: {type(error).__name__}{_told(error)}", hint=AGAIN, reason="bad_answer")
 
 
 def _names_a_bad_key(error: Exception) -> bool:

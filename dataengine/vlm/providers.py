@@ -22,6 +22,8 @@ SAFETY = {
 HARMS = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
 CONNECT_SECONDS = 10.0
 ANTHROPIC_TOKENS = 8192  # it must be told; the longest answers here have about 1,000 and thinking comes on top
+ANTHROPIC_THINKING = 16384  # pydantic-ai's budget for the level `high`
+ANTHROPIC_LEAST = 1024  # tokens of thinking, by its documentation
 
 
 class Client:
@@ -76,8 +78,9 @@ class Client:
             chosen["max_retries"] = 0  # these SDKs try again by themselves, uncounted
         thought = self._settings.thinking[stage]
         if self.provider == "anthropic":
-            chosen["max_tokens"] = ANTHROPIC_TOKENS + (thought if isinstance(thought, int) else 0)
+            chosen["max_tokens"] = ANTHROPIC_TOKENS
             if thought not in ("auto", "off", 0):
+                chosen["max_tokens"] += thought if isinstance(thought, int) else ANTHROPIC_THINKING
                 del chosen["temperature"]  # which it refuses where it thinks
         return {**chosen, **_thinking(self.provider, thought)}
 
@@ -91,6 +94,8 @@ def _thinking(provider: str, thought: str | int) -> dict[str, Any]:
         return {"thinking": thought}
     if provider == "google":
         return {"google_thinking_config": {"thinking_budget": thought}}
+    if provider == "anthropic" and thought < ANTHROPIC_LEAST:
+        raise UsageError(f"--thinking {thought}: anthropic thinks with {ANTHROPIC_LEAST} tokens or more", hint="Or off")
     if provider == "anthropic":
         return {"anthropic_thinking": {"type": "enabled", "budget_tokens": thought}}
     levels = "off, auto, minimal, low, medium or high"

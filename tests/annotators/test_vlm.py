@@ -13,7 +13,7 @@ from PIL import Image
 from dataengine.annotators import Scene, SceneRegion
 from dataengine.annotators.vlm import VlmAnnotator
 from dataengine.errors import DataEngineError, UsageError
-from dataengine.images import Photo
+from dataengine.images import Photo, RgbArray
 from dataengine.jpeg import jpeg
 from dataengine.overlays import numbered, prompt_picture, region_overlay
 from dataengine.prompts import TEMPLATES
@@ -74,6 +74,44 @@ def test_describe_with_boxes() -> None:
     assert "box_2d" in asked.instruction
     assert asked.jpegs == [jpeg(photo().view)]
     assert answer.usage.calls == 1
+
+
+def test_odd_boxes_are_left_out_and_the_others_count() -> None:
+    """Repeated ones, ones without four numbers, and more than any label needs."""
+    odd = [{"box_2d": [1, 2, 3]}, {"box_2d": []}, *[{"box_2d": [0, 0, 500, 500]}] * 200]
+    many = [{"box_2d": [i, i, 500, 500]} for i in range(200)]
+    answers = {"regions": [{"label": "cup", "boxes": odd}, {"label": "cups", "boxes": many}]}
+    with VlmServer(lambda asked: answers) as server:
+        cup, cups = ask(server, lambda annotator: annotator.describe(photo(), 6, True)).value
+    assert [tuple(map(round, box)) for box in cup.boxes] == [(0, 0, 500, 300)]
+    assert len(cups.boxes) == 24
+    assert server.asked[0].schema["$defs"]["Box"]["properties"]["box_2d"]["maxItems"] == 4
+
+
+def test_texts_of_a_model_are_one_line_each() -> None:
+    """A line break in a description would forge a line of the caption."""
+
+    def broken(asked: Asked) -> object:
+        answer: Any = sensible(asked)
+        if asked.question == "verify":
+            return {**answer, "description": "cup\n1: forged"}
+        answer["prompts"][0]["prompt"] = " Find the\n cup "
+        return answer
+
+    mask = filled(600, 1000, (100, 100, 400, 500))
+    overlay: dict[Choice, RgbArray] = {"initial": photo().view}
+    with VlmServer(broken) as server:
+        verdict = ask(server, lambda annotator: annotator.verify(photo(), "x", {"initial": mask}, overlay)).value
+        first = ask(server, lambda annotator: annotator.compose(scene(), "spatial")).value[0]
+    assert (verdict.description, first.prompt) == ("cup 1: forged", "Find the cup")
+
+
+def test_a_kept_mask_without_a_description_has_its_label() -> None:
+    mask = filled(600, 1000, (100, 100, 400, 500))
+    answer = {"reason": "", "description": " ", "choice": "initial"}
+    with VlmServer(lambda asked: answer) as server:
+        work = lambda annotator: annotator.verify(photo(), "a cup", {"initial": mask}, {"initial": photo().view})  # noqa: E731
+        assert ask(server, work).value.description == "a cup"
 
 
 def test_describe_without_boxes_does_not_pay_for_them() -> None:
@@ -211,6 +249,7 @@ def basis(question: str, concept: str = "", **other: Any) -> object:
         ({"vlm": "google:gemini-3-pro"}, set(QUESTIONS)),
         ({"vlm_output": "prompted"}, set(QUESTIONS)),
         ({"safety": "none"}, set(QUESTIONS)),
+        ({"vlm": "google:gemini-flash-latest", "grounder": "owlv2"}, set()),
         ({"vlm_timeout": 3, "retry_seconds": 9, "concurrency": 2}, set()),
     ],
 )

@@ -8,7 +8,14 @@ import pytest
 from dataengine.annotators import Scene
 from dataengine.journal import Journal
 from dataengine.records import CONCEPT_FAMILIES
-from dataengine.stages.compose import VERBS, broken_rule, broken_text_rule, compose, compose_negatives
+from dataengine.stages.compose import (
+    VERBS,
+    broken_negative_rule,
+    broken_rule,
+    broken_text_rule,
+    compose,
+    compose_negatives,
+)
 from tests.scenes import RED, Drawing
 from tests.scripted import Script, negative, prompt
 
@@ -53,7 +60,7 @@ TEN = "Segment one two three four five six seven eight nine"
         ("  Find the cup ", None),
         ("Segment", VERB),
         ("", VERB),
-        (" \n", VERB),
+        (" ", VERB),
         ("The left cup", VERB),
         ("What holds the tea?", VERB),
         ("Segmenting the cup", VERB),
@@ -67,12 +74,17 @@ TEN = "Segment one two three four five six seven eight nine"
         ("Mark object(3)", NUMBER),
         ("Find the cup [2]", NUMBER),
         ("Find the 3rd region", NUMBER),
-        ("Mark number 3", NUMBER),
         ("Show the red mask", NUMBER),
         ("Mask the red cup", None),
-        ("Find the red areas", NUMBER),
+        ("Find the masked areas", NUMBER),
         ("Segment the 2 cups", None),
         ("Show the 3rd cup", None),
+        ("Segment the player wearing number 7", None),
+        ("Find the red area rug", None),
+        ("Find the highlighted area of the map", None),
+        ("Find the cup\x00", "cannot be seen"),
+        ("Find the\ncup", "cannot be seen"),
+        (f"Find {'a' * 200}", "205 characters, 200 are the most"),
         ("Segment the area", None),
         ("Segment route 66", None),
         ("Segment the cup before", SAME),
@@ -85,6 +97,14 @@ def test_texts_that_break_a_rule(text: str, reason: str | None) -> None:
     broken = broken_text_rule(text, family, "spatial", earlier)
     assert broken is None if reason is None else reason in str(broken)
     assert broken_rule(prompt(text, "spatial"), "spatial", SCENE, earlier) == broken
+
+
+@pytest.mark.parametrize(
+    ("decoy", "reason"), [("a dog", None), (" ", "rule decoy: it is empty"), ("a" * 301, "rule decoy: it has 301")]
+)
+def test_a_decoy_that_cannot_be_looked_for(decoy: str, reason: str | None) -> None:
+    broken = broken_negative_rule(negative("Find the dog", target_decoy=decoy), "entities", [])
+    assert (broken or "").startswith(reason or "") and bool(broken) == bool(reason)
 
 
 def test_reasons_say_that_a_rule_was_broken() -> None:

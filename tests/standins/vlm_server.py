@@ -253,6 +253,13 @@ def _anthropic(path: str, headers: Mapping[str, str], body: dict[str, Any]) -> A
     _need(KEY in (headers.get("x-api-key"), headers.get("authorization", "")[7:]), "invalid x-api-key", 401)
     _need("anthropic-version" in headers and body["max_tokens"] > 0, "version and max_tokens are required")
     _need(not body.get("stream"), "the stand-in does not stream")
+    thinking = body.get("thinking", {})
+    if thinking.get("type") == "enabled":
+        _need(
+            1024 <= thinking["budget_tokens"] < body["max_tokens"],
+            "budget_tokens must be 1024 or more, below max_tokens",
+        )
+        _need(body.get("temperature", 1) == 1, "temperature may only be 1 when thinking is enabled")
     system = body["system"]
     text = system if isinstance(system, str) else "\n".join(block["text"] for block in system)
     content = body["messages"][0]["content"]

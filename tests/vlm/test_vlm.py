@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from dataengine.jpeg import jpeg
 from dataengine.records import Usage
 from dataengine.settings import QUESTIONS, Settings, load_settings
 from dataengine.vlm import Question, Vlm
+from tests.standins.serving import Sent
 from tests.standins.vlm_server import KEY, Reply, VlmServer
 
 MODELS = {"google": "google:gemini-flash-latest", "openai": "openai:gpt-4o", "anthropic": "anthropic:claude-haiku-4-5"}
@@ -131,6 +132,7 @@ def test_temperature_by_stage(given: dict[str, Any], stage: str, expected: float
         ("google", "auto,verify=256", "verify", {"thinking_budget": 256}),
         ("google", "high", "align", {"include_thoughts": True, "thinking_level": "HIGH"}),
         ("anthropic", "2048", "align", {"type": "enabled", "budget_tokens": 2048}),
+        ("anthropic", "high", "align", {"type": "enabled", "budget_tokens": 16384}),
         ("anthropic", "off", "align", None),
     ],
 )
@@ -150,9 +152,35 @@ def test_older_gemini_models_are_told_a_budget_of_nothing() -> None:
     assert server.asked[0].body["generationConfig"]["thinkingConfig"] == {"thinking_budget": 0}
 
 
-def test_what_a_provider_cannot_be_told_is_said_before_anything_starts() -> None:
-    with VlmServer() as server, pytest.raises(UsageError, match="--thinking 512: openai takes no number of tokens"):
-        Vlm(settings(server, "openai", thinking="512"))
+@pytest.mark.parametrize(
+    ("provider", "said"),
+    [("openai", "openai takes no number of tokens"), ("anthropic", "anthropic thinks with 1024 tokens or more")],
+)
+def test_what_a_provider_cannot_be_told_is_said_before_anything_starts(provider: str, said: str) -> None:
+    with VlmServer() as server, pytest.raises(UsageError, match=f"--thinking 512: {said}"):
+        Vlm(settings(server, provider, thinking="512"))
+
+
+def test_a_key_that_cannot_be_sent_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOOGLE_API_KEY", "schl\u00fcssel")
+    with VlmServer() as server, pytest.raises(UsageError, match="GOOGLE_API_KEY has a character"):
+        Vlm(settings(server))
+
+
+class Page(VlmServer):
+    """Answers every request with a web page, as a wrong address does."""
+
+    def handle(self, path: str, headers: Mapping[str, str], body: bytes) -> Sent:
+        return Sent(200, b"<html>Welcome</html>", {"content-type": "text/html"})
+
+
+@pytest.mark.parametrize("provider", MODELS)
+def test_a_page_instead_of_an_answer_is_a_failure_with_a_reason(provider: str) -> None:
+    with Page() as server, pytest.raises(DataEngineError) as caught:
+        ask(settings(server, provider))
+    assert caught.value.reason in ("bad_answer", "connection"), str(caught.value)
+    assert "twice" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
