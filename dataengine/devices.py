@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 Work = Callable[[str, Sequence[J]], Sequence[R]]  # (device, jobs) -> a result for each job
 
-LAST_WAIT = 3.0  # seconds that the process's end waits for a step of a model: such a step on a CPU takes most often less
+LAST_WAIT = 3.0  # seconds that the process's end waits for a step of a model; most take less, on a CPU too
 
 
 def device_names(setting: str) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ class _End:
         self.begun.set()
         deadline = None if self.code is None else time.monotonic() + LAST_WAIT
         try:
-            at_rest = all([worker.ends_by(deadline) for worker in self._workers])
+            at_rest = all(worker.ends_by(deadline) for worker in self._workers)
         except KeyboardInterrupt:  # by who does not want to wait
             self.code, at_rest = 130, False
         if not at_rest and self.code is not None:

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import subprocess
+import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
-from dataengine.devices import Batch, Devices, device_names, in_bfloat16
+from dataengine.devices import Batch, Devices, device_names, in_bfloat16, is_out_of_memory
 from dataengine.errors import StageError, UsageError
 
 
@@ -47,6 +50,89 @@ def test_a_single_job_that_memory_does_not_hold_is_one_line() -> None:
     with pytest.raises(StageError, match="out of memory") as caught:
         Batch(4).run(lambda jobs: Machine(holds=0)("d", jobs), [1, 2])
     assert caught.value.reason == "out_of_memory"
+
+
+def test_an_error_keeps_nothing_of_what_memory_did_not_hold() -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def work(device: str, jobs: Sequence[torch.Tensor]) -> list[int]:
+        activations = jobs[0] + 1
+        made.append(weakref.ref(activations))
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        except torch.OutOfMemoryError:
+            raise ValueError("a model's own complaint") if jobs[0][0] else MemoryError from None
+
+    async def main(first: int) -> BaseException:
+        run = Devices(["d"], batch=4).run(work, torch.full([9], first))
+        (failure,) = await asyncio.gather(run, return_exceptions=True)
+        assert isinstance(failure, BaseException)
+        return failure
+
+    failures = [asyncio.run(main(0)), asyncio.run(main(1))]
+    gc.collect()
+    assert [type(failure) for failure in failures] == [StageError, ValueError]
+    assert failures[0].__context__ is None
+    assert [one() for one in made] == [None] * 2
+
+
+def torch_without_memory() -> None:
+    torch.empty(10**15)
+
+
+def python_without_memory() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("ask", [torch_without_memory, python_without_memory])
+def test_the_machines_own_memory_can_end_too(ask: Callable[[], None]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        ask()
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
+
+
+def ended(code: str) -> subprocess.CompletedProcess[str]:
+    """A process in which `start(work)` gives a device something to do and returns when it is done or busy."""
+    start = """
+import asyncio, sys, threading, time
+from dataengine.devices import Batch, Devices, leave_with
+busy = threading.Event()
+def start(work):
+    async def main():
+        task = asyncio.create_task(Devices(["d"], 1).run(work, 1))
+        await asyncio.to_thread(busy.wait)
+        task.cancel()
+    asyncio.run(main())
+"""
+    return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_process_ends_with_its_code_though_a_device_is_busy() -> None:
+    done = ended("""
+def work(device, jobs):
+    busy.set()
+    time.sleep(1000)
+start(work)
+leave_with(7)
+print("last words", end="")
+sys.exit(7)
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "last words", "")
+
+
+def test_a_process_that_ends_waits_for_the_step_under_way_and_begins_no_other() -> None:
+    done = ended("""
+def step(chunk):
+    busy.set()
+    time.sleep(0.3)
+    print("step", flush=True)
+    return chunk
+start(lambda device, jobs: [Batch(1).run(step, range(100000))])
+sys.exit(7)
+""")
+    assert (done.returncode, done.stderr) == (7, "")
+    assert 1 <= done.stdout.count("step") < 100
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory() -> None:

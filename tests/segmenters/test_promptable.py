@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -273,6 +275,64 @@ def test_memory_that_does_not_hold_one_is_one_line_and_tried_again(
         failures = asyncio.run(work())
     assert [f.reason for f in failures if isinstance(f, StageError)] == ["out_of_memory"] * 2
     assert len(cut(segmenter, photo, BOXES)) == 4
+
+
+def test_memory_that_does_not_hold_one_keeps_neither_photo_nor_tensors(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmenter, photo = built(checkpoint), cup()
+    made: list[weakref.ref[Any]] = [weakref.ref(photo)]
+
+    def encode(photos: Sequence[Any]) -> None:
+        pixels = torch.stack([torch.tensor(rgb) for rgb in photos])
+        made.append(weakref.ref(pixels))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(segmenter.models["cpu"], "encode", encode)
+    for _ in range(2):
+        with pytest.raises(StageError, match="out of memory"):
+            cut(segmenter, photo, BOXES)
+    assert len(segmenter._encoded) == 0
+    del photo
+    gc.collect()
+    assert [one() for one in made] == [None] * 3
+
+
+INTERRUPTED = """
+import sys
+from dataengine.cli import main
+from dataengine.segmenters.grid_decoder import GridDecoder
+
+candidates = GridDecoder.candidates
+
+def told(*args):
+    if not told.busy:
+        print("busy", flush=True)
+    told.busy = True
+    return candidates(*args)
+
+told.busy = False
+GridDecoder.candidates = told
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_is_interrupted_while_the_model_works_ends_in_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    picture("coffee", 240).save(tmp_path / "coffee.png")
+    where = ["run", "-i", str(tmp_path / "coffee.png"), "-o", str(tmp_path / "runs"), "--checkpoint", str(checkpoint)]
+    parts = ["--annotator", "measured", "--grounder", "annotator", "--segmenter", "sam2", "--device", "cpu"]
+    command = [sys.executable, "-c", INTERRUPTED, *where, *parts, "--points_per_side", "200"]
+    few = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=few) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "busy\n"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (130, "")
+    assert err == "stopped; run the same command again to go on where it was\n"
 
 
 def test_who_gives_up_does_not_take_it_from_others(shared: Sam2Segmenter, passes: list[int]) -> None:
