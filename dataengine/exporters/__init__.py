@@ -25,8 +25,12 @@ class Exporter(Protocol):
         mode: ExportMode = "both",
         path_mode: PathMode = "relative",
         include_negatives: bool = False,
+        workers: int | None = None,
     ) -> ExportManifest:
-        """Export the runs of `runs_root` into `out_dir`; returns the manifest that was written."""
+        """Export the runs of `runs_root` into `out_dir`; returns the manifest that was written.
+
+        `workers` processes share the run folders; None: as many as are worth it.
+        """
         ...
 
 

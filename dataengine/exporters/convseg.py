@@ -1,44 +1,41 @@
 """The data set of `train.py` and `eval.py`: images, masks, `dataset.jsonl`, `items.json` and a manifest.
 
 An export is cut off or complete, and says which: the manifest is written first with `complete` false and last
-with `complete` true. Exporting again replaces what is still exported and removes what no longer is.
+with `complete` true. Exporting again replaces what is still exported and removes what no longer is; what has not
+changed is not written again (see `state.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-import cv2
-import numpy as np
 from pydantic import BaseModel
 
 from dataengine.errors import UsageError, output_error
-from dataengine.exporters.runs import Run, Sample, find_runs, read_run
-from dataengine.images import EXPORT_MANIFEST, RUN_FOLDER_PREFIX
-from dataengine.masks import Mask
+from dataengine.exporters.lists import EVAL_FILE, TRAIN_FILE, Lists
+from dataengine.exporters.runs import find_runs
+from dataengine.exporters.staging import IMAGES, MASKS, image_stems, is_plain_name, mask_path, run_text, stage
+from dataengine.exporters.state import STATE_FILE, Staged, StagedSample, State
+from dataengine.exporters.workers import Workers, processors
+from dataengine.images import EXPORT_MANIFEST
 from dataengine.records import (
     CONCEPTS,
     EvalItem,
-    EvalItems,
     ExportCounts,
     ExportedRun,
     ExportManifest,
     ExportMode,
     PathMode,
-    TrainRow,
 )
 from dataengine.run_folder import path_text, write_whole
 
-TRAIN_FILE = "dataset.jsonl"
-EVAL_FILE = "items.json"
-IMAGES = "images"
-MASKS = "masks"
-NAME_BYTES = 255  # the longest file name of common file systems
 TEMPORARY = ".*.tmp"  # what a killed process may leave of the first file it wrote
+PATIENCE = 2.0  # seconds of work before worker processes, which need about one to start, are worth it
 
 
 def export(
@@ -48,6 +45,7 @@ def export(
     mode: ExportMode = "both",
     path_mode: PathMode = "relative",
     include_negatives: bool = False,
+    workers: int | None = None,
 ) -> ExportManifest:
     """Export the accepted prompts of finished run folders, each with an image and a mask of one size.
 
@@ -60,10 +58,13 @@ def export(
         mode: which lists to write: `dataset.jsonl`, `items.json` or both.
         path_mode: paths in these lists relative to `out_dir`, or absolute.
         include_negatives: add accepted prompts of `negatives/<concept>.json`, with all-black masks.
+        workers: processes to share the run folders: 1 for this one alone, None for one a processor where there is more
+            than a little to do. A script must guard its own work with `if __name__ == "__main__":`, unless it says 1.
 
     Raises:
         UsageError: there is nothing to export, or `out_dir` holds something else.
         OutputError: the export cannot be written.
+        DataEngineError: a worker process was killed.
     """
     folders = find_runs(runs_root)
     out = _absolute(out_dir)
@@ -82,59 +83,88 @@ def export(
         per_run=[],
         written_files=earlier.written_files if earlier else [],
     )
-    return _export(folders, out, manifest, earlier)
+    pool = Workers(processors(), PATIENCE) if workers is None else Workers(workers, 0)
+    return _export(folders, out, manifest, earlier, pool)
 
 
-def _export(folders: list[Path], out: Path, manifest: ExportManifest, earlier: ExportManifest | None) -> ExportManifest:
+def _export(
+    folders: list[Path], out: Path, manifest: ExportManifest, earlier: ExportManifest | None, pool: Workers
+) -> ExportManifest:
     write_whole(out / EXPORT_MANIFEST, _json(manifest))
-    writer = _Writer(out, manifest)
-    for folder in folders:
-        writer.add(read_run(folder, negatives=manifest.include_negatives))
-    done = writer.finish()
+    with State(out) as state, Lists(out, manifest.mode) as lists:
+        writer = _Writer(out, manifest, lists)
+        with pool:
+            calls = _calls(folders, out, state, writer.images, negatives=manifest.include_negatives)
+            for folder, line in zip(folders, pool.results(calls), strict=True):
+                writer.add(folder, Staged.model_validate_json(line))
+                state.add(line)
+        lists.finish()
+        state.finish()
+    done = writer.manifest()
     if earlier:
         _remove_stale(out, earlier, set(done.written_files))
     write_whole(out / EXPORT_MANIFEST, _json(done))
     return done
 
 
-class _Writer:
-    """An export under way: what has been written, and the rows that are written at its end."""
+def _calls(
+    folders: list[Path], out: Path, state: State, taken: dict[str, str], *, negatives: bool
+) -> Iterator[tuple[Callable[[], str], bool]]:
+    """Staging each run folder, and whether it may be done by a worker.
 
-    def __init__(self, out: Path, manifest: ExportManifest) -> None:
-        self._out = out
+    Those whose image may have to give way to another run's are done here, when all before them have their names.
+    """
+    shared = _shared_names(folders)
+    for folder in folders:
+        call = partial(stage, folder, out, negatives=negatives, earlier=state.earlier(run_text(folder)))
+        own_name = is_plain_name(folder.name) and not shared.intersection(_stems(folder))
+        yield (call, True) if own_name else (partial(call, taken=taken), False)
+
+
+def _shared_names(folders: list[Path]) -> set[str]:
+    """Names of images that more than one run folder may want, case-folded, for file systems that ignore case."""
+    wanted = Counter(stem for folder in folders for stem in _stems(folder))
+    return {stem for stem, count in wanted.items() if count > 1}
+
+
+def _stems(folder: Path) -> set[str]:
+    return {stem.casefold() for stem in image_stems(folder.name)}
+
+
+class _Writer:
+    """The lists and the manifest of an export under way."""
+
+    def __init__(self, out: Path, manifest: ExportManifest, lists: Lists) -> None:
         self._manifest = manifest
+        self._lists = lists
         self._base = f"{out}/" if manifest.path_mode == "absolute" else ""
-        self._images: dict[str, str] = {}  # by case-folded name, for file systems that ignore case
+        self.images: dict[str, str] = {}  # by case-folded name
         self._masks: list[str] = []
-        self._items: list[EvalItem] = []
         self._runs: list[ExportedRun] = []
         self._skipped: Counter[str] = Counter()
 
-    def add(self, run: Run) -> None:
-        """Write the image and the masks of one run."""
-        self._skipped.update(run.skipped)
+    def add(self, folder: Path, staged: Staged) -> None:
+        """Add what came of a run folder."""
+        self._skipped.update(staged.skipped)
         self._runs.append(
             ExportedRun(
-                run_dir=path_text(run.folder),
-                exported_samples=len(run.samples),
-                skipped_in_run=run.skipped.total(),
+                run_dir=path_text(folder),
+                exported_samples=len(staged.samples),
+                skipped_in_run=sum(staged.skipped.values()),
             )
         )
-        if run.image is None:
+        if staged.image is None:
             return
-        image = f"{IMAGES}/{self._image_name(run.folder.name, run.image.suffix)}"
-        write_whole(self._out / image, run.image.data)
-        for number, sample in enumerate(run.samples):
-            self._add_sample(run.folder.name, image, number, sample)
+        self.images[staged.image.casefold()] = staged.image
+        for sample in staged.samples:
+            self._add_sample(f"{IMAGES}/{staged.image}", sample)
 
-    def _add_sample(self, run_name: str, image: str, number: int, sample: Sample) -> None:
-        sample_id = _sample_id(run_name, sample, number)
-        mask = f"{MASKS}/{sample_id}.png"
-        write_whole(self._out / mask, _mask_png(sample.mask))
+    def _add_sample(self, image: str, sample: StagedSample) -> None:
+        mask = mask_path(sample)
         self._masks.append(mask)
-        self._items.append(
+        self._lists.add(
             EvalItem(
-                id=sample_id,
+                id=sample.id,
                 image=self._base + image,
                 mask=self._base + mask,
                 prompt=sample.prompt,
@@ -143,44 +173,23 @@ class _Writer:
             )
         )
 
-    def _image_name(self, run_name: str, suffix: str) -> str:
-        """A name no other run has: `out_region_refine_a` and `a` must not share one."""
-        room = NAME_BYTES - len(suffix)
-        digest = hashlib.sha256(os.fsencode(run_name)).hexdigest()[:12]
-        for stem in (run_name.removeprefix(RUN_FOLDER_PREFIX) or run_name, run_name, f"{digest}-{run_name}"):
-            name = _short(stem, room) + suffix
-            if name.casefold() not in self._images:
-                break
-        self._images[name.casefold()] = name
-        return name
-
-    def finish(self) -> ExportManifest:
-        """Write the lists that were asked for; returns the complete manifest."""
-        lists: dict[str, bytes] = {}
-        if self._manifest.mode in ("train", "both"):
-            lists[TRAIN_FILE] = b"".join(_train_line(item) for item in self._items)
-        if self._manifest.mode in ("eval", "both"):
-            items = EvalItems(dataset=self._out.name, count=len(self._items), items=self._items)
-            lists[EVAL_FILE] = _json(items)
-        for name, data in lists.items():
-            write_whole(self._out / name, data)
-        images = [f"{IMAGES}/{name}" for name in self._images.values()]
+    def manifest(self) -> ExportManifest:
+        """The complete manifest."""
+        names = self._lists.names
+        images = [f"{IMAGES}/{name}" for name in self.images.values()]
         return self._manifest.model_copy(
             update={
                 "complete": True,
-                "counts": self._counts(lists),
+                "counts": ExportCounts(
+                    train_rows=self._lists.count if TRAIN_FILE in names else 0,
+                    eval_items=self._lists.count if EVAL_FILE in names else 0,
+                    copied_images=len(self.images),
+                    written_masks=len(self._masks),
+                ),
                 "skipped_reason_counts": dict(sorted(self._skipped.items())),
                 "per_run": self._runs,
-                "written_files": [*images, *self._masks, *lists, EXPORT_MANIFEST],
+                "written_files": [*images, *self._masks, *names, STATE_FILE, EXPORT_MANIFEST],
             }
-        )
-
-    def _counts(self, lists: dict[str, bytes]) -> ExportCounts:
-        return ExportCounts(
-            train_rows=len(self._items) if TRAIN_FILE in lists else 0,
-            eval_items=len(self._items) if EVAL_FILE in lists else 0,
-            copied_images=len(self._images),
-            written_masks=len(self._masks),
         )
 
 
@@ -233,39 +242,9 @@ def _is_export_file(name: str) -> bool:
     return name in (TRAIN_FILE, EVAL_FILE) or (len(parts) == 2 and parts[0] in (IMAGES, MASKS))
 
 
-# Names and files.
-
-
-def _sample_id(run_name: str, sample: Sample, number: int) -> str:
-    tail = f"_{sample.concept}_{sample.index:03d}_{number:06d}"
-    return _short(run_name, NAME_BYTES - len(tail) - len(".png")) + tail
-
-
-def _short(name: str, room: int) -> str:
-    """The name, or its beginning and a digest where it has over `room` bytes or is not UTF-8."""
-    raw = os.fsencode(name)
-    clean = path_text(Path(name))
-    if clean == name and len(raw) <= room:
-        return name
-    digest = hashlib.sha256(raw).hexdigest()[:12]
-    head = clean.encode()[: room - len(digest) - 1].decode("utf-8", "ignore")
-    return f"{head}-{digest}"
-
-
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - keeps symbolic links
 
 
-def _train_line(item: EvalItem) -> bytes:
-    row = TrainRow(image=item.image, mask_merged=item.mask, prompt=item.prompt)
-    return row.model_dump_json().encode() + b"\n"
-
-
 def _json(record: BaseModel) -> bytes:
     return record.model_dump_json(indent=2, exclude_none=True).encode() + b"\n"
-
-
-def _mask_png(mask: Mask) -> bytes:
-    """0 or 255, one 8-bit channel."""
-    _, data = cv2.imencode(".png", mask.array().astype(np.uint8) * 255)
-    return data.tobytes()

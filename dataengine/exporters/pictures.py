@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image, ImageChops, ImageStat
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
+from dataengine.exporters.sources import Sources, inside, typed
 from dataengine.run_folder import ORIGINAL, RUN
 
-T = TypeVar("T")
 Size = tuple[int, int]  # height, width
 
 PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr"})  # `convert("RGB")` shows them as the engine saw them
@@ -41,12 +39,14 @@ class Picture:
 
     Attributes:
         data: the file's bytes.
+        digest: of these.
         suffix: of its name, lower case, with the dot; never empty.
         rgb: as plain Pillow decodes it, not turned by EXIF.
         plain: whether plain decoding shows what the engine saw: upright, opaque, 8 bits a channel.
     """
 
     data: bytes
+    digest: str
     suffix: str
     rgb: Image.Image
     plain: bool
@@ -65,17 +65,17 @@ class _RunRecord(BaseModel):
     source: _Source
 
 
-def choose_image(folder: Path, named: str | None, size: Size | None) -> Picture:
+def choose_image(sources: Sources, named: str | None, size: Size | None) -> Picture:
     """The image for masks of one size (None: there are only negatives, and any size will do).
 
     The user's own file comes first, then `original_image.png`; one of another size but the same shape is the
     last choice, since masks must be scaled to it. Raises SkipError.
     """
-    digest = _source_digest(folder)
-    own = _own_file(folder, named, digest)
+    digest = _source_digest(sources)
+    own = _own_file(sources, named, digest)
     if own and digest and size in (None, own.size):
         return own
-    original = _picture(folder / ORIGINAL)
+    original = _picture(sources, inside(ORIGINAL))
     if own and original and own.size == original.size and not digest and not _alike(own, original):
         own = None
     exact = [picture for picture in (own, original) if picture and size in (None, picture.size)]
@@ -85,50 +85,38 @@ def choose_image(folder: Path, named: str | None, size: Size | None) -> Picture:
     raise SkipError("mask_and_image_differ_in_shape" if own or original else "image_missing")
 
 
-def is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long, no permission, a NUL in the path
-        return False
-
-
-def read_json(path: Path, kind: type[T]) -> T:
-    """A JSON file as `kind`; raises OSError or ValueError."""
-    return TypeAdapter(kind).validate_json(path.read_bytes())
-
-
-def _source_digest(folder: Path) -> str | None:
+def _source_digest(sources: Sources) -> str | None:
     """SHA-256 of the file a run was made from; None where unrecorded, empty where the record is damaged."""
-    path = folder / RUN
-    if not is_file(path):
-        return None
     try:
-        return read_json(path, _RunRecord).source.sha256
+        data = sources.read(inside(RUN))
+        return None if data is None else _RunRecord.model_validate_json(data).source.sha256
     except (OSError, ValueError):
         return ""
 
 
-def _own_file(folder: Path, named: str | None, digest: str | None) -> Picture | None:
+def _own_file(sources: Sources, named: str | None, digest: str | None) -> Picture | None:
     """The user's file, if it is unchanged and plain decoding shows what the engine saw."""
-    for path in dict.fromkeys([folder / named, Path(named)]) if named else []:
-        picture = _picture(path)
-        if picture and picture.plain and digest in (None, hashlib.sha256(picture.data).hexdigest()):
+    if not named:
+        return None
+    for place in [typed(named)] if Path(named).is_absolute() else [inside(named), typed(named)]:
+        picture = _picture(sources, place)
+        if picture and picture.plain and digest in (None, picture.digest):
             return picture
     return None
 
 
-def _picture(path: Path) -> Picture | None:
+def _picture(sources: Sources, place: str) -> Picture | None:
     """An image file, decoded in full; None where that fails."""
-    if not is_file(path):
-        return None
     try:
-        data = path.read_bytes()
+        data = sources.read(place)
+        if data is None:
+            return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large files and odd metadata
             with Image.open(io.BytesIO(data)) as image:
                 plain = _is_plain(image)
-                kind = (image.format or "png").lower()
-                return Picture(data, _suffix(path, kind), image.convert("RGB"), plain)
+                suffix = _suffix(sources.path(place), (image.format or "png").lower())
+                return Picture(data, sources.digests[place], suffix, image.convert("RGB"), plain)
     except Exception:  # Pillow's decoders raise many types on broken bytes
         return None
 

@@ -6,6 +6,7 @@ whose paths may be those of another machine. So files are checked for what an ex
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections import Counter
@@ -16,13 +17,17 @@ from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
 
 from dataengine.errors import UsageError
-from dataengine.exporters.pictures import Picture, Size, SkipError, choose_image, is_file, read_json
-from dataengine.masks import BoolArray, Mask
+from dataengine.exporters.bits import Bits
+from dataengine.exporters.pictures import Picture, Size, SkipError, choose_image
+from dataengine.exporters.sources import Sources, inside, is_file, typed
+from dataengine.masks import BoolArray
 from dataengine.records import CONCEPTS
 from dataengine.run_folder import ACCEPTED, ACCEPTED_DIR, NEGATIVES, SUMMARY
+
+ENTRIES = TypeAdapter(list[object])
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Sample:
     concept: str
     index: int
     prompt: str
-    mask: Mask
+    mask: Bits
     negative: bool
 
 
@@ -45,12 +50,14 @@ class Run:
         image: the image of all samples; None where there is no sample.
         samples: positives in the order of `CONCEPTS`, then negatives in the same order.
         skipped: how many prompts and files were left out, by reason.
+        sources: digests of all files this was made from, by place; None where one could not be read.
     """
 
     folder: Path
     image: Picture | None
     samples: list[Sample]
     skipped: Counter[str]
+    sources: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class _Claim:
     concept: str
     index: int
     prompt: str
-    mask: Mask | None
+    mask: Bits | None
 
 
 class _Region(BaseModel):
@@ -112,33 +119,33 @@ def read_run(folder: Path, *, negatives: bool = False) -> Run:
         folder: the run folder.
         negatives: read `negatives/<concept>.json` too.
     """
+    sources = Sources(folder)
     skipped: Counter[str] = Counter()
-    summaries = _summaries(folder, skipped)
-    claims = _positives(folder, summaries, skipped) + (_negatives(folder, skipped) if negatives else [])
+    summaries = _summaries(sources, skipped)
+    claims = _positives(sources, summaries, skipped) + (_negatives(sources, skipped) if negatives else [])
     named = next((summary.image_path for _, summary in summaries if summary.image_path), None)
     samples: list[Sample] = []
     image = None
     if claims:
         try:
-            image = choose_image(folder, named, next((_size(c.mask) for c in claims if c.mask), None))
+            image = choose_image(sources, named, next((claim.mask.size for claim in claims if claim.mask), None))
             samples = list(_fitted(claims, image.size, skipped))
         except SkipError as skip:
             skipped[skip.reason] += len(claims)
-    return Run(folder, image if samples else None, samples, skipped)
+    return Run(folder, image if samples else None, samples, skipped, sources.digests if sources.sure else None)
 
 
 def _is_run(folder: Path) -> bool:
     return any(is_file(folder / concept / SUMMARY) for concept in CONCEPTS)
 
 
-def _summaries(folder: Path, skipped: Counter[str]) -> list[tuple[str, _Summary]]:
+def _summaries(sources: Sources, skipped: Counter[str]) -> list[tuple[str, _Summary]]:
     found = []
     for concept in CONCEPTS:
-        path = folder / concept / SUMMARY
-        if not is_file(path):
-            continue
         try:
-            found.append((concept, read_json(path, _Summary)))
+            data = sources.read(inside(f"{concept}/{SUMMARY}"))
+            if data is not None:
+                found.append((concept, _Summary.model_validate_json(data)))
         except (OSError, ValueError):
             skipped["summary_unreadable"] += 1
     return found
@@ -147,8 +154,8 @@ def _summaries(folder: Path, skipped: Counter[str]) -> list[tuple[str, _Summary]
 # Prompts that pass the filter.
 
 
-def _positives(folder: Path, summaries: list[tuple[str, _Summary]], skipped: Counter[str]) -> list[_Claim]:
-    masks = _Masks(folder)
+def _positives(sources: Sources, summaries: list[tuple[str, _Summary]], skipped: Counter[str]) -> list[_Claim]:
+    masks = _Masks(sources)
     claims = []
     for concept, summary in summaries:
         for position, entry in enumerate(summary.prompt_verifications or []):
@@ -170,10 +177,10 @@ def _positive(concept: str, position: int, entry: object, masks: _Masks) -> _Cla
     return _Claim(concept, index, prompt.prompt, masks.union(prompt.satisfying))
 
 
-def _negatives(folder: Path, skipped: Counter[str]) -> list[_Claim]:
+def _negatives(sources: Sources, skipped: Counter[str]) -> list[_Claim]:
     claims = []
     for concept in CONCEPTS:
-        for position, entry in enumerate(_negative_entries(folder / NEGATIVES / f"{concept}.json", skipped)):
+        for position, entry in enumerate(_negative_entries(sources, concept, skipped)):
             try:
                 claims.append(_Claim(concept, position, _accepted(entry, "negative_not_accept").prompt, None))
             except SkipError as skip:
@@ -181,11 +188,10 @@ def _negatives(folder: Path, skipped: Counter[str]) -> list[_Claim]:
     return claims
 
 
-def _negative_entries(path: Path, skipped: Counter[str]) -> list[object]:
-    if not is_file(path):
-        return []
+def _negative_entries(sources: Sources, concept: str, skipped: Counter[str]) -> list[object]:
     try:
-        return read_json(path, list[object])
+        data = sources.read(inside(f"{NEGATIVES}/{concept}.json"))
+        return [] if data is None else ENTRIES.validate_json(data)
     except (OSError, ValueError):
         skipped["negatives_unreadable"] += 1
         return []
@@ -207,47 +213,49 @@ def _accepted(entry: object, rejected: str) -> _Prompt:
 def _fitted(claims: list[_Claim], size: Size, skipped: Counter[str]) -> Iterator[Sample]:
     """The claims with masks of the given size; those whose mask vanishes at that size are counted."""
     for claim in claims:
-        if claim.mask is None:
-            yield Sample(claim.concept, claim.index, claim.prompt, Mask.empty(*size), negative=True)
-            continue
-        mask = claim.mask.resized(*size, nearest=True)
-        if mask.area:
-            yield Sample(claim.concept, claim.index, claim.prompt, mask, negative=False)
-        else:
+        mask = claim.mask.resized(*size) if claim.mask else Bits.empty(*size)
+        if claim.mask and not mask.any:
             skipped["mask_empty"] += 1
+            continue
+        yield Sample(claim.concept, claim.index, claim.prompt, mask, negative=claim.mask is None)
 
 
 # Masks of accepted regions.
 
 
 class _Masks:
-    """The accepted masks of one run folder, each read once, when it is first asked for."""
+    """The accepted masks of one run folder, each read once, when it is first asked for, and their unions."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._done: dict[int, Mask | SkipError] = {}
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._done: dict[int, Bits | SkipError] = {}
+        self._unions: dict[frozenset[int], Bits] = {}  # prompts that mean the same share one
         self._regions: dict[int, _Region] | SkipError
         try:
-            self._regions = _regions(folder / ACCEPTED)
+            self._regions = _regions(sources)
         except SkipError as skip:
             self._regions = skip
 
     @property
     def sizes(self) -> set[Size]:
         """The sizes of the masks read so far."""
-        return {_size(mask) for mask in self._done.values() if isinstance(mask, Mask)}
+        return {mask.size for mask in self._done.values() if isinstance(mask, Bits)}
 
-    def union(self, indices: list[int]) -> Mask:
+    def union(self, indices: list[int]) -> Bits:
         """What is inside any of the regions' masks; raises SkipError."""
-        masks = [self._mask(index) for index in indices]
-        if len({_size(mask) for mask in masks}) > 1:
+        wanted = frozenset(indices)
+        if wanted in self._unions:
+            return self._unions[wanted]
+        masks = [self._mask(index) for index in dict.fromkeys(indices)]
+        if len({mask.size for mask in masks}) > 1:
             raise SkipError("masks_differ_in_size")
-        union = Mask.union(masks)
-        if not union.area:
+        union = Bits.union(masks)
+        if not union.any:
             raise SkipError("mask_empty")
+        self._unions[wanted] = union
         return union
 
-    def _mask(self, index: int) -> Mask:
+    def _mask(self, index: int) -> Bits:
         if isinstance(self._regions, SkipError):
             raise self._regions
         if index not in self._regions:
@@ -259,23 +267,26 @@ class _Masks:
             raise mask
         return mask
 
-    def _read(self, region: _Region) -> Mask | SkipError:
+    def _read(self, region: _Region) -> Bits | SkipError:
         reason = "mask_missing"
-        for named, read in ((region.mask_path, _png_mask), (region.mask_npz_path, _npz_mask)):
-            for path in _mask_places(self._folder, named):
+        for named, decode in ((region.mask_path, _png_mask), (region.mask_npz_path, _npz_mask)):
+            for place in _mask_places(named):
                 try:
-                    return Mask.from_array(read(path))
+                    data = self._sources.read(place)
+                    if data is not None:
+                        return Bits.from_array(decode(data))
                 except Exception:  # decoders raise many types on broken bytes
                     reason = "mask_unreadable"
         return SkipError(reason)
 
 
-def _regions(path: Path) -> dict[int, _Region]:
+def _regions(sources: Sources) -> dict[int, _Region]:
     """The accepted regions by index; a malformed entry is no region."""
-    if not is_file(path):
-        raise SkipError("accepted_json_missing")
     try:
-        entries = read_json(path, list[object])
+        data = sources.read(inside(ACCEPTED))
+        if data is None:
+            raise SkipError("accepted_json_missing")
+        entries = ENTRIES.validate_json(data)
     except (OSError, ValueError):
         raise SkipError("accepted_json_unreadable") from None
     found: dict[int, _Region] = {}
@@ -288,31 +299,25 @@ def _regions(path: Path) -> dict[int, _Region]:
     return found
 
 
-def _mask_places(folder: Path, named: str | None) -> list[Path]:
-    """Where a mask file is, best first: as named in the run folder, moved with it, or as named anywhere."""
+def _mask_places(named: str | None) -> list[str]:
+    """Where a mask file may be, best first: as named in the run folder, moved with it, or as named anywhere."""
     if not named:
         return []
-    inside = [] if Path(named).is_absolute() else [folder / named]
-    moved = folder / ACCEPTED_DIR / "masks" / PureWindowsPath(named).name  # knows both kinds of slash
-    outside = [Path(named)] if Path(named).is_absolute() else []
-    return [path for path in dict.fromkeys([*inside, moved, *outside]) if is_file(path)]
+    moved = inside(f"{ACCEPTED_DIR}/masks/{PureWindowsPath(named).name}")  # knows both kinds of slash
+    return [moved, typed(named)] if Path(named).is_absolute() else list(dict.fromkeys([inside(named), moved]))
 
 
-def _png_mask(path: Path) -> BoolArray:
+def _png_mask(data: bytes) -> BoolArray:
     """(H, W) bool: True where any colour is not 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large files
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             one_band = len(image.getbands()) == 1 and image.mode != "P"
             values = np.asarray(image if one_band else image.convert("RGB"))
     inside: BoolArray = values != 0
     return inside if inside.ndim == 2 else np.asarray(inside.any(axis=2))
 
 
-def _npz_mask(path: Path) -> BoolArray:
-    with np.load(path, allow_pickle=False) as arrays:
+def _npz_mask(data: bytes) -> BoolArray:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return np.asarray(arrays["mask"] != 0)
-
-
-def _size(mask: Mask) -> Size:
-    return mask.height, mask.width

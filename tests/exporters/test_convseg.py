@@ -16,8 +16,9 @@ from PIL import Image
 
 import dataengine
 from dataengine.errors import OutputError, UsageError
-from dataengine.exporters import FORMATS, convseg, exporter
+from dataengine.exporters import FORMATS, convseg, exporter, staging
 from dataengine.exporters.convseg import export
+from dataengine.exporters.state import STATE_FILE
 from dataengine.records import EvalItems, ExportManifest, TrainRow
 from dataengine.run_folder import write_whole
 from tests.exporters.folders import LEFT, RIGHT, our_run, picture, prompt, published_run, save, write_negatives
@@ -120,7 +121,7 @@ def test_the_manifest_accounts_for_everything(runs: Path, tmp_path: Path) -> Non
 def test_the_mode_decides_which_lists_are_written(runs: Path, tmp_path: Path, mode: Any, names: set[str]) -> None:
     out = tmp_path / "out"
     counts = export(runs, out, mode=mode).counts
-    assert {p.name for p in out.iterdir() if p.is_file()} == names | {"export_manifest.json"}
+    assert {p.name for p in out.iterdir() if p.is_file()} == names | {"export_manifest.json", STATE_FILE}
     assert (counts.train_rows, counts.eval_items) == (4 * (mode != "eval"), 4 * (mode != "train"))
 
 
@@ -294,17 +295,22 @@ def _interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
             raise KeyboardInterrupt
         write_whole(path, data)
 
-    patch.setattr(convseg, "write_whole", limited)
+    for module in (convseg, staging):
+        patch.setattr(module, "write_whole", limited)
 
 
 def test_an_old_list_is_removed_also_after_a_cut_off(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def interrupt(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
     out = tmp_path / "out"
     export(runs, out, mode="both")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        _interrupt(patch, 3)
+        patch.setattr(convseg, "stage", interrupt)
         export(runs, out, mode="train")
+    assert (out / "items.json").exists()
     export(runs, out, mode="train")
     assert not (out / "items.json").exists()
 
@@ -385,9 +391,12 @@ def test_a_stale_file_that_cannot_be_removed_is_one_clear_line(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Path, missing_ok: bool = False) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if self.name == "items.json":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(self, missing_ok)
 
     export(runs, tmp_path / "out")
+    unlink = Path.unlink
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(OutputError, match=r"items\.json"):
         export(runs, tmp_path / "out", mode="train")

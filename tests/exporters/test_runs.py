@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from dataengine.errors import UsageError
+from dataengine.exporters import runs
 from dataengine.exporters.runs import find_runs, read_run
+from dataengine.masks import BoolArray
+from dataengine.records import CONCEPTS
 from tests.exporters.folders import (
     LEFT,
     RIGHT,
@@ -138,6 +141,66 @@ def test_a_summary_without_prompts_gives_nothing(tmp_path: Path, source: Path) -
 
 
 # Masks.
+
+
+def test_the_mask_of_a_region_is_read_once_however_many_prompts_mean_it(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    read, decode = Path.read_bytes, runs._png_mask
+    decoded: list[bytes] = []
+
+    def noted(self: Path) -> bytes:
+        opened.append(self.name)
+        return read(self)
+
+    def counted(data: bytes) -> BoolArray:
+        decoded.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    monkeypatch.setattr(runs, "_png_mask", counted)
+    entries = [prompt(index, satisfying) for index, satisfying in enumerate([(0,), (0, 1), (1, 0), (1,), (0, 0)])]
+    folder = our_run(tmp_path, source, prompts=dict.fromkeys(("entities", "physics", "spatial"), entries))
+    opened.clear()
+    run = read_run(folder)
+    assert len(run.samples) == 15
+    assert sorted(name for name in opened if name.endswith("_mask.png")) == ["000_mask.png", "001_mask.png"]
+    assert len(decoded) == 2
+    assert len({id(sample.mask) for sample in run.samples}) == 3
+
+
+def test_everything_that_was_looked_at_is_noted_with_its_digest(tmp_path: Path, source: Path) -> None:
+    folder = our_run(tmp_path, source, prompts={"entities": [prompt(0, (1,))]})
+    assert (noted := read_run(folder, negatives=True).sources) is not None
+    assert {place for place, digest in noted.items() if digest} == {
+        "run:entities/summary.json",
+        "run:accepted_regions/accepted.json",
+        "run:accepted_regions/masks/001_mask.png",
+        "run:run.json",
+        f"path:{source}",
+    }
+    assert {place for place, digest in noted.items() if not digest} == {
+        *(f"run:{concept}/summary.json" for concept in ("affordances", "physics", "relations", "spatial")),
+        *(f"run:negatives/{concept}.json" for concept in CONCEPTS),
+    }
+
+
+def test_a_file_that_cannot_be_read_leaves_the_sources_unknown(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = our_run(tmp_path, source)
+    read = Path.read_bytes
+
+    def refuse(self: Path) -> bytes:
+        if self.name == "000_mask.png":
+            raise PermissionError(13, "Permission denied")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    run = read_run(folder)
+    assert dict(run.skipped) == {"mask_unreadable": 1}
+    assert run.sources is None
 
 
 @pytest.mark.parametrize(("text", "reason"), [(None, "accepted_json_missing"), ("{", "accepted_json_unreadable")])
@@ -349,7 +412,7 @@ def test_masks_are_scaled_to_the_users_file_where_nothing_else_is_left(tmp_path:
     assert run.image.data == own.read_bytes()
     mask = run.samples[0].mask
     assert (mask.height, mask.width) == run.image.size == (399, 601)
-    assert mask.area == pytest.approx(LEFT.sum() * 100, rel=0.05)
+    assert mask.array().sum() == pytest.approx(LEFT.sum() * 100, rel=0.05)
 
 
 def test_masks_are_scaled_to_the_original_image_first(tmp_path: Path) -> None:
@@ -386,7 +449,7 @@ def test_negatives_come_last_with_empty_masks_of_the_images_size(tmp_path: Path,
         ("entities", 1, True),
     ]
     mask = run.samples[-1].mask
-    assert (mask.height, mask.width, mask.area) == (40, 60, 0)
+    assert (*mask.size, mask.any) == (40, 60, False)
     assert dict(run.skipped) == {"negative_not_accept": 1}
     assert len(read_run(folder).samples) == 2
 
