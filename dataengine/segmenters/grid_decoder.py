@@ -20,6 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Tokens are: object score, predicted IoU, the single mask, three masks, the point, padding. Looked at in the end are:
+USED = [1, 3, 4, 5]
+
 
 @dataclass(frozen=True)
 class PoolRules:
@@ -72,21 +75,23 @@ class GridDecoder:
             All 0 for a mask that is empty, or whose predicted IoU or stability is too low.
         """
         tokens, cells = self._attended(points)
-        scores = self._decoder.iou_prediction_head(tokens[:, 1])[:, 1:]  # the first is of the decoder's single mask
+        scores = self._decoder.iou_prediction_head(tokens[:, 0])[:, 1:]  # the first is of the decoder's single mask
         found: Tensor = scores.new_zeros(*scores.shape, 6)
         good = scores > rules.score
         alive = good.any(1)
         if bool(alive.any()):
-            logits = self._drawn(tokens[alive], cells if bool(alive.all()) else cells[alive])
-            found[good] = _measured(logits[good[alive]], scores[good], rules)
+            masks = self._drawn(tokens[alive], cells if bool(alive.all()) else cells[alive])
+            found[good] = _measured(masks[good[alive]], scores[good], rules)
         return found
 
     def logits(self, points: Tensor) -> Tensor:
         """The three masks of each point: (B, 3, 4h, 4w), inside where above 0."""
-        return self._drawn(*self._attended(points))
+        tokens, cells = self._attended(points)
+        masks = self._drawn(tokens, cells).to(tokens.dtype)
+        return masks.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(*masks.shape[:2], 4 * self._height, 4 * self._width)
 
     def _attended(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T, C) and cells (B, N, C) behind the two-way transformer."""
+        """The tokens USED (B, 4, C) and cells (B, N, C) behind the two-way transformer."""
         labels = torch.ones(1, len(points), 1, dtype=torch.int, device=points.device)
         prompt, _ = self._prompts(points[None, :, None], labels, None, None)  # (1, B, 2, C)
         decoder = self._decoder
@@ -95,20 +100,19 @@ class GridDecoder:
         tokens, cells = first, self._image.expand(len(points), -1, -1)
         for layer in self._layers:
             tokens, cells = layer(tokens, first, cells)
-        tokens = tokens + self._last(tokens + first, cells)
-        normed: Tensor = decoder.transformer.layer_norm_final_attn(tokens)
+        last = tokens[:, USED] + self._last((tokens + first)[:, USED], cells)
+        normed: Tensor = decoder.transformer.layer_norm_final_attn(last)
         return normed, cells
 
     def _drawn(self, tokens: Tensor, cells: Tensor) -> Tensor:
-        decoder, points = self._decoder, len(tokens)
-        heads = list(enumerate(decoder.output_hypernetworks_mlps))[1:]
-        brushes = torch.stack([head(tokens[:, 2 + i]) for i, head in heads], dim=2).to(self._dtype)  # (B, C/8, 3)
+        """The three masks as logits (B, 3, h, w, 2, 2, 2, 2): then y and x of the first doubling, and of the second."""
+        decoder = self._decoder
+        heads = enumerate(decoder.output_hypernetworks_mlps)
+        brushes = torch.stack([head(tokens[:, i]) for i, head in heads if i], dim=1).to(self._dtype)  # (B, 3, C/8)
         wider = decoder.activation(_normed(self._wider(cells), decoder.upscale_layer_norm))  # (B, 4N, C/4)
         widest = decoder.activation(self._widest(wider))  # (B, 16N, C/8)
-        # (B, h, w, y and x of the first doubling, y and x of the second, masks)
-        masks: Tensor = (widest @ brushes).view(points, self._height, self._width, 2, 2, 2, 2, -1)
-        masks = masks.permute(0, 7, 1, 3, 5, 2, 4, 6)
-        return masks.reshape(points, -1, 4 * self._height, 4 * self._width).to(tokens.dtype)
+        masks: Tensor = brushes @ widest.transpose(1, 2)
+        return masks.view(*masks.shape[:2], self._height, self._width, 2, 2, 2, 2)
 
 
 class _Layer:
@@ -185,7 +189,8 @@ class _Tell:
         output = attention.o_proj.weight.view(-1, heads, keys.shape[3])
         values = torch.einsum("bhte,che->bhtc", _by_head(attention.v_proj(tokens), heads), output)
         values = values + attention.o_proj.bias / heads  # each head's weights sum to 1
-        return torch.baddbmm(cells, weights.transpose(1, 2), values.flatten(1, 2).to(cells.dtype))
+        added = torch.baddbmm if self._shared else Tensor.baddbmm_  # nobody else holds the cells of later layers
+        return added(cells, weights.transpose(1, 2), values.flatten(1, 2).to(cells.dtype))
 
 
 class _Upscaling:
@@ -228,13 +233,13 @@ def _scores(tokens: Tensor, shared: Tensor, weight: Tensor, cells: Tensor | None
         cells: (B, N, C).
     """
     points, heads, count, width = tokens.shape
-    spread = tokens.new_zeros(points, heads, count, heads, width)  # each head's tokens among zeros: one product for all
-    spread.diagonal(dim1=1, dim2=3).copy_(tokens.permute(0, 2, 3, 1))
-    known = (spread.view(-1, heads * width).to(shared.dtype) @ shared.T).view(points, heads * count, -1)
+    by_head = tokens.transpose(0, 1).reshape(heads, -1, width).to(shared.dtype)
+    known = by_head @ shared.view(-1, heads, width).permute(1, 2, 0)  # (H, B T, N)
+    known = known.view(heads, points, count, -1).transpose(0, 1).reshape(points, heads * count, -1)
     if cells is None:
         return known
     folded = torch.einsum("bhte,hec->bhtc", tokens, weight.view(heads, width, -1)).flatten(1, 2)
-    return torch.baddbmm(known, folded.to(cells.dtype), cells.transpose(1, 2))
+    return known.baddbmm_(folded.to(cells.dtype), cells.transpose(1, 2))
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
@@ -242,16 +247,14 @@ def _normed(x: Tensor, norm: Any) -> Tensor:
     return functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
-def _measured(logits: Tensor, scores: Tensor, rules: PoolRules) -> Tensor:
-    """(n, height, width) logits and (n,) scores -> (n, 6): score, box and area; 0 where unstable or empty."""
-    inner, outer = ((logits > cut).flatten(1).sum(1) for cut in (rules.offset, -rules.offset))
-    inside = logits > 0
-    rows, columns = inside.any(2), inside.any(1)
-    ends = []
-    for line in (columns, rows):
-        ends += [line.int().argmax(1), line.shape[1] - line.flip(1).int().argmax(1)]
-    x0, x1, y0, y1 = ends
+def _measured(masks: Tensor, scores: Tensor, rules: PoolRules) -> Tensor:
+    """(n, h, w, 2, 2, 2, 2) logits and (n,) scores -> (n, 6): score, box and area; 0 where unstable or empty."""
+    inner, outer = ((masks > cut).flatten(1).sum(1) for cut in (rules.offset, -rules.offset))
+    inside = masks > 0
+    columns, rows = inside.any((1, 3, 5)).flatten(1), inside.any((2, 4, 6)).flatten(1)
+    starts = [line.int().argmax(1) for line in (columns, rows)]
+    ends = [line.shape[1] - line.flip(1).int().argmax(1) for line in (columns, rows)]
     area = inside.flatten(1).sum(1)
-    table = torch.stack([scores, *(column.to(scores.dtype) for column in (x0, y0, x1, y1, area))], dim=1)
+    measures = torch.stack([*starts, *ends, area], dim=1).to(scores.dtype)
     stays = (inner >= rules.stability * outer) & (area > 0)
-    return table * stays[:, None]
+    return torch.cat([scores[:, None], measures], dim=1) * stays[:, None]
