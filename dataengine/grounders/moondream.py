@@ -6,7 +6,6 @@ import asyncio
 import base64
 import email.utils
 import json
-import weakref
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from dataengine.errors import DataEngineError, KeyRefusedError, StageError, UsageError
+from dataengine.errors import DataEngineError, KeyRefusedError, StageError
 from dataengine.grounders.detector import libraries
 from dataengine.images import Photo
 from dataengine.journal import Answer, digest
@@ -25,7 +24,7 @@ from dataengine.retry import patiently
 from dataengine.settings import MOONDREAM_CLOUD, Settings
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
 
 LONGEST = 200  # characters of what the service says
 
@@ -48,12 +47,9 @@ class Reply(BaseModel):
 
 
 class MoondreamGrounder:
-    """Asks a Moondream service for each label; `async with` closes its connections.
+    """Asks a Moondream service for each label; Enter it (`async with`) before asking.
 
     The picture it sends is the photo's view. Moondream gives no scores.
-
-    Raises:
-        UsageError: `--moondream_url` is no URL.
     """
 
     name = "moondream"
@@ -62,25 +58,24 @@ class MoondreamGrounder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._url = _endpoint(settings.moondream_url)
+        self._url = f"{settings.moondream_url}/detect"
         self._key = key("moondream")
         # of a station of one's own a call costs nothing; what the cloud takes for one it does not say
         self._paid = Usage(calls=1, usd=None if settings.moondream_url == MOONDREAM_CLOUD else 0.0)
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
-            weakref.WeakKeyDictionary()
-        )
         self.version = f"1/{digest([self._url, settings.vlm_side])}"
-        self.detail: Mapping[str, str] = {**libraries("httpx"), "url": self._url}
+        self.detail: Mapping[str, str] = {**libraries("httpx2"), "url": self._url}
 
     async def __aenter__(self) -> MoondreamGrounder:
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=None)  # `--concurrency` bounds the calls under way
+        self._http = httpx2.AsyncClient(timeout=self._settings.vlm_timeout, limits=limits)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
+        await self._http.aclose()
 
     async def ground(self, photo: Photo, region: DescribedRegion) -> Answer[list[Detection]]:
         """The boxes that Moondream finds for the label.
@@ -99,32 +94,23 @@ class MoondreamGrounder:
 
         return await patiently(once, self._settings.retry_seconds)
 
-    async def _post(self, content: bytes) -> httpx.Response:
-        import httpx
+    async def _post(self, content: bytes) -> httpx2.Response:
+        import httpx2
 
         headers = {"Content-Type": "application/json", **({"X-Moondream-Auth": self._key} if self._key else {})}
         try:
-            return await self._client().post(self._url, content=content, headers=headers)
-        except httpx.TimeoutException:
+            async with asyncio.timeout(self._settings.vlm_timeout):  # the client's own starts anew with each byte
+                return await self._http.post(self._url, content=content, headers=headers)
+        except (httpx2.TimeoutException, TimeoutError):
             message = f"{self._url} did not answer in {self._settings.vlm_timeout:g} s"
             hint = "Run again, or raise --vlm_timeout"
             raise StageError(message, hint=hint, reason="timeout", retryable=True) from None
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             message = f"{self._url} could not be reached, or broke off ({type(error).__name__}{_colon(str(error))})"
             hint = "Check --moondream_url, then run again"
             raise StageError(message, hint=hint, reason="connection", retryable=True) from None
 
-    def _client(self) -> httpx.AsyncClient:
-        """The running loop's client; how many calls are under way is bounded by `--concurrency`."""
-        import httpx
-
-        loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            limits = httpx.Limits(max_connections=None)
-            self._clients[loop] = httpx.AsyncClient(timeout=self._settings.vlm_timeout, limits=limits)
-        return self._clients[loop]
-
-    def _read(self, response: httpx.Response, photo: Photo) -> list[Detection]:
+    def _read(self, response: httpx2.Response, photo: Photo) -> list[Detection]:
         if response.status_code != 200:
             raise _refusal(response, self._url)
         try:
@@ -138,25 +124,13 @@ class MoondreamGrounder:
             raise wrong from None
 
 
-def _endpoint(url: str) -> str:
-    import httpx
-
-    try:
-        parsed = httpx.URL(f"{url.rstrip('/')}/detect")
-    except httpx.InvalidURL:
-        parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"--moondream_url {url}: not a URL", hint=f"Such as {MOONDREAM_CLOUD}")
-    return str(parsed)
-
-
 def in_pixels(reply: Reply, photo: Photo) -> list[Detection]:
     """The things that Moondream found, in pixels of the photo."""
     w, h = photo.width, photo.height
     return [Detection(box=(o.x_min * w, o.y_min * h, o.x_max * w, o.y_max * h)) for o in reply.objects]
 
 
-def _refusal(response: httpx.Response, url: str) -> DataEngineError:
+def _refusal(response: httpx2.Response, url: str) -> DataEngineError:
     """An answer other than 200 as an error of ours."""
     status = response.status_code
     told = f"{url} answered {status}{_colon(' '.join(without_keys(response.text).split())[:LONGEST])}"

@@ -73,19 +73,49 @@ class MoondreamHfGrounder:
 
 
 def _load(where: str, folder: Path, device: str, precision: str) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
+    """The model on a device.
 
-    # `auto` is as the weights were published: bfloat16
-    dtype = "auto" if precision == "auto" else getattr(torch, precision)
+    Not by `from_pretrained`: the class from the hub calls no `post_init`, which transformers 5 wants, and computes
+    buffers that no file holds, which transformers 5 leaves unset.
+    """
+    from transformers import AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     def load() -> Any:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
-        if not hasattr(model, "detect"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        code = getattr(config, "auto_map", {}).get("AutoModelForCausalLM", "")
+        kind: Any = get_class_from_dynamic_module(code, folder) if code else None
+        if not hasattr(kind, "detect"):
             raise UsageError(f"{FLAG} {where}: its code has no `detect`", hint=f"Name a Moondream, such as {MODEL}")
+        model = kind(config)
+        missing = model.load_state_dict(_weights(folder), strict=False).missing_keys
+        if missing:
+            what = f"{len(missing)} weights are not in its files, such as {missing[0]}"
+            raise UsageError(f"{FLAG} {where}: {what}", hint="Download it again")
+        _cast(model, config, precision)
         return model.to(device).eval()
 
     return load_from_hub(FLAG, load, where)
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    """The tensors of a folder's safetensors files, by name."""
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError("no *.safetensors in it")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def _cast(model: Any, config: Any, precision: str) -> None:
+    """Weights in the precision asked for; by `auto` in that of `config.json`. Computed buffers stay as they are."""
+    import torch
+
+    dtype = getattr(torch, precision) if precision != "auto" else getattr(config, "dtype", None) or torch.bfloat16
+    for weight in model.parameters():
+        if weight.is_floating_point():
+            weight.data = weight.data.to(dtype)
 
 
 def _boxes(model: Any, photo: Photo, label: str) -> list[Detection]:

@@ -91,6 +91,12 @@ def test_any_label_arrives_as_it_is(photo: Photo, label: str) -> None:
     assert len(answer.value) == 1
 
 
+def test_an_answer_that_drips_is_timed_out_as_a_whole(photo: Photo) -> None:
+    """A time-out that starts anew with each byte would wait for ever."""
+    error = fails(MoondreamServer(replies=[Reply(text='{"objects": []}' + " " * 200, drip=0.1)]), photo, vlm_timeout=1)
+    assert error.reason == "timeout"
+
+
 def test_a_station_asks_for_no_key_and_costs_nothing(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOONDREAM_API_KEY")
     with MoondreamServer() as server:

@@ -18,7 +18,8 @@ from dataengine.records import DescribedRegion, Detection
 from dataengine.settings import Settings, load_settings
 from tests.photos import coffee
 
-# As Moondream's: a class beside the weights that `config.json` names, with `detect(picture, label)`.
+# As Moondream's: a class beside the weights that `config.json` names, with `detect(picture, label)`; it calls no
+# `post_init`, and computes a buffer that is in no file.
 CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -34,10 +35,7 @@ class TinyMoondream(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.side = torch.nn.Parameter(torch.zeros(1))
-        self.post_init()
-
-    def _init_weights(self, module):
-        pass
+        self.register_buffer("scale", torch.full((1,), 0.5), persistent=False)
 
     def DETECT(self, image, object):
         if object == "trouble":
@@ -46,7 +44,7 @@ class TinyMoondream(PreTrainedModel):
             raise torch.OutOfMemoryError("CUDA out of memory")
         if object == "nonsense":
             return {"objects": [{"x_min": 0.1}]}
-        share = float(self.side) * image.size[0] / 768
+        share = float(self.side) * image.size[0] / 768 * 2 * float(self.scale)
         box = {"x_min": share / 2, "y_min": 0.0, "x_max": share, "y_max": 0.5}
         return {"objects": [box] * object.count("cup")}
 """
@@ -136,6 +134,16 @@ def test_a_failure_of_its_code_is_one_line(tmp_path: Path, label: str, reason: s
 def test_a_model_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no `detect`"):
         MoondreamHfGrounder(settings(save_model(tmp_path / "model", detect="caption")))
+
+
+def test_weights_that_lack_are_told(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    save_file({"other": np.zeros(1, np.float32)}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="1 weights are not in its files, such as side"):
+        MoondreamHfGrounder(settings(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"no \*\.safetensors in it"):
+        MoondreamHfGrounder(settings(folder))
 
 
 def test_code_that_is_broken(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Reply:
         text: the body.
         hang: seconds to wait before it answers.
         drop: close the connection in the middle of the body.
+        drip: seconds between its bytes.
     """
 
     status: int = 200
@@ -44,6 +45,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     hang: float = 0
     drop: bool = False
+    drip: float = 0
 
 
 Box = tuple[float, float, float, float]  # x_min, y_min, x_max, y_max, each 0..1
@@ -106,7 +108,9 @@ class MoondreamServer(LocalServer):
             status, message = refusal or (400, str(asked))
             self.refused.append(message)
             reply = Reply(status, json.dumps({"error": {"message": message}}))
-        return Sent(reply.status, reply.text.encode("utf-8", "surrogatepass"), reply.headers, reply.hang, reply.drop)
+        return Sent(
+            reply.status, reply.text.encode("utf-8", "surrogatepass"), reply.headers, reply.hang, reply.drop, reply.drip
+        )
 
 
 def _wrong_key(key: str, wanted: str) -> tuple[int, str] | None:

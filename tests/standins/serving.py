@@ -17,6 +17,7 @@ class Sent:
 
     Attributes:
         hang: seconds to wait before it is sent.
+        drip: seconds between the bytes of the body.
         drop: promise more than the body and close the connection.
     """
 
@@ -25,6 +26,11 @@ class Sent:
     headers: Mapping[str, str] = field(default_factory=dict)
     hang: float = 0
     drop: bool = False
+    drip: float = 0
+
+    def pieces(self) -> list[bytes]:
+        """The body as it is written: whole, or byte by byte where it drips."""
+        return [self.body[i : i + 1] for i in range(len(self.body))] if self.drip else [self.body]
 
 
 class LocalServer(ABC):
@@ -71,7 +77,9 @@ class LocalServer(ABC):
                     self.send_header(name, value)
                 self.send_header("content-length", str(len(sent.body) + (100 if sent.drop else 0)))
                 self.end_headers()
-                self.wfile.write(sent.body)
+                for piece in sent.pieces():
+                    self.wfile.write(piece)
+                    outer._stop.wait(sent.drip)
                 if sent.drop:
                     self.wfile.flush()
                     self.connection.close()
