@@ -81,19 +81,18 @@ class Entry:
     needs: tuple[Need, ...] = ()
 
 
+_HTTP = _module("httpx2", "httpx2")
 _TENACITY = _module("tenacity", "tenacity")
 _TORCH = (_module("torch", "torch"), _module("torchvision", "torchvision"), _module("transformers", "transformers"))
 
 REGISTRY: dict[str, dict[str, Entry]] = {
     "annotator": {
-        "vlm": Entry("dataengine.annotators.vlm:VlmAnnotator", (_vlm_sdk, _TENACITY, _vlm_key)),
+        "vlm": Entry("dataengine.annotators.vlm:VlmAnnotator", (_vlm_sdk, _HTTP, _TENACITY, _vlm_key)),
         "measured": Entry("dataengine.annotators.measured:MeasuredAnnotator"),
     },
     "grounder": {
         "annotator": Entry("dataengine.grounders.annotator:AnnotatorGrounder"),
-        "moondream": Entry(
-            "dataengine.grounders.moondream:MoondreamGrounder", (_module("httpx2", "httpx2"), _TENACITY, _moondream_key)
-        ),
+        "moondream": Entry("dataengine.grounders.moondream:MoondreamGrounder", (_HTTP, _TENACITY, _moondream_key)),
         "moondream-hf": Entry("dataengine.grounders.moondream_hf:MoondreamHfGrounder", (*_TORCH, _trust)),
         "grounding-dino": Entry("dataengine.grounders.grounding_dino:GroundingDinoGrounder", _TORCH),
         "owlv2": Entry("dataengine.grounders.owlv2:Owlv2Grounder", _TORCH),

@@ -360,7 +360,7 @@ def test_a_key_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "schlüssel-1234")
     found = named(doctor.keys(settings()), "openai")
     assert (found.ok, found.said) == (None, "OPENAI_API_KEY has a character that no key has")
-    assert named(doctor.keys(settings(vlm="openai:x")), "openai").ok is False
+    assert named(doctor.keys(settings(annotator="vlm", vlm="openai:x")), "openai").ok is False
 
 
 # Questions

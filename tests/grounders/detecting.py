@@ -22,7 +22,7 @@ LABELS = ["a mug", "spoon", "???", "x" * 5000, 'Ωμέγα / "q"\n.', "half \ud8
 def photos() -> list[Photo]:
     """One lying, one standing."""
     lying, standing = example("coffee", 300), example("chelsea", 200).crop((40, 0, 120, 130))
-    made = [np.ascontiguousarray(np.asarray(image)) for image in (lying, standing)]
+    made = [np.array(image) for image in (lying, standing)]
     return [Photo(Path(f"{i}.png"), rgb, f"{i}" * 64) for i, rgb in enumerate(made)]
 
 

@@ -53,8 +53,8 @@ def test_it_finds_what_the_library_finds(folder: Path, which: int) -> None:
 
 def test_boxes_and_masks_of_a_large_photo_agree_with_those_of_the_same_photo_shrunk(folder: Path) -> None:
     """Masks are as large as what the model saw; boxes are in pixels of the photo."""
-    large = Photo(Path("large.png"), np.asarray(coffee(2016)), "0" * 64)
-    small = Photo(Path("small.png"), np.asarray(coffee(2016).reduce(2)), "1" * 64)
+    large = Photo(Path("large.png"), np.array(coffee(2016)), "0" * 64)
+    small = Photo(Path("small.png"), np.array(coffee(2016).reduce(2)), "1" * 64)
     detector = build(Sam3Grounder, folder)
     of_large, of_small = ask(detector, (large, "a mug"), (small, "a mug"))
     assert len(of_large) == len(of_small) > 0
