@@ -122,7 +122,26 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--min_pool_pixels", type=int, default=absent, metavar="N", help="least area of a pool mask (1000)"
     )
-    how.add_argument("--concurrency", type=int, default=absent, metavar="N", help="work in flight (32)")
+    _bound_flags(run.add_argument_group("bounds"))
+
+
+def _bound_flags(bounds: argparse._ArgumentGroup) -> None:
+    absent = argparse.SUPPRESS
+    bounds.add_argument("--concurrency", type=int, default=absent, metavar="N", help="calls in flight (32)")
+    bounds.add_argument("--rpm", type=int, default=absent, metavar="N", help="most calls a minute to a service")
+    bounds.add_argument("--tpm", type=int, default=absent, metavar="N", help="most tokens a minute to a service")
+    bounds.add_argument(
+        "--budget_usd",
+        type=float,
+        default=absent,
+        metavar="X",
+        help="stop before the output folder has cost more, earlier runs included",
+    )
+    bounds.add_argument("--budget_tokens", type=int, default=absent, metavar="N", help="likewise, tokens in and out")
+    bounds.add_argument(
+        "--price", default=absent, metavar="IN,OUT", help="USD per million tokens of the vlm (its list price)"
+    )
+    bounds.add_argument("--max_images", type=int, default=absent, metavar="N", help="only the first N images")
 
 
 def _part_flags(command: argparse.ArgumentParser) -> None:

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Protocol
 
 from dataengine import __version__
+from dataengine.basis import basis, fingerprint
 from dataengine.errors import DataEngineError, ImageError, KeyRefusedError, OutputError, StageError
 from dataengine.images import Photo, read_photo
-from dataengine.journal import digest
 from dataengine.output_folder import Failures, assign_folders, content_now, source_of
 from dataengine.parts import Parts
 from dataengine.pipeline import Outcome, process
 from dataengine.records import CONCEPTS, Failure, RunRecord, Usage
 from dataengine.run_folder import RunFolder, path_text
-from dataengine.settings import QUESTIONS, Settings
+from dataengine.settings import Settings
 
 
 @dataclass
@@ -88,7 +88,7 @@ async def run(images: Sequence[Path], output_dir: Path, parts: Parts, settings: 
     failures = Failures(output_dir)
     jobs = zip(images, assign_folders(output_dir, images), strict=True)
     slots = asyncio.Semaphore(settings.concurrency)
-    worker = _Worker(jobs, failures, parts, settings, reporter, totals, slots)
+    worker = _Worker(jobs, failures, parts, settings, reporter, totals, slots, basis(parts, settings))
     try:
         async with parts, asyncio.TaskGroup() as group:
             for _ in range(min(images_at_once(parts, settings), len(images))):
@@ -121,6 +121,7 @@ class _Worker:
     reporter: Reporter
     totals: Totals
     slots: asyncio.Semaphore
+    basis: dict[str, dict[str, object]]
 
     async def work(self) -> None:
         for image, folder in self.jobs:
@@ -166,11 +167,11 @@ class _Worker:
         content = content_now(image, folder.record.source)
         if content is None:
             return False
-        mark = fingerprint(content, self.parts, self.settings)
+        mark = fingerprint(content, self.basis)
         return folder.is_complete(mark, self.settings.concepts, self.settings.negatives)
 
     def _record(self, photo: Photo, folder: RunFolder) -> RunRecord:
-        mark = fingerprint(photo.sha256, self.parts, self.settings)
+        mark = fingerprint(photo.sha256, self.basis)
         earlier = folder.record.concepts if folder.record and folder.record.fingerprint == mark else []
         return RunRecord(
             dataengine=__version__,
@@ -180,6 +181,7 @@ class _Worker:
             concepts=[c for c in CONCEPTS if c in {*earlier, *self.settings.concepts}],
             parts=self.parts.records(),
             prompt_digests=prompt_digests(self.parts),
+            basis=self.basis,
             settings=self.settings.model_dump(mode="json"),
             note="Unfinished: run the same command again to go on.",
         )
@@ -195,17 +197,6 @@ class _Worker:
 def prompt_digests(parts: Parts) -> dict[str, str]:
     """SHA-256 of each prompt template that the annotator uses."""
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.annotator.templates.items()}
-
-
-def fingerprint(sha256: str, parts: Parts, settings: Settings) -> str:
-    """A digest of all that determines an image's results: what differs in it is not done yet."""
-    versions = {kind: [record.name, record.version] for kind, record in parts.records().items()}
-    asked = [
-        [question, concept, dict(parts.annotator.basis(question, concept))]
-        for question in QUESTIONS
-        for concept in (CONCEPTS if question in ("compose", "negatives") else ("",))
-    ]
-    return digest([sha256, versions, settings.of_results(), asked])
 
 
 def _plus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:

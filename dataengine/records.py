@@ -253,6 +253,13 @@ class RunRecord(Record):
     parts: Annotated[dict[str, PartRecord], Field(description="the annotator, grounder and segmenter")]
     prompt_digests: Annotated[dict[str, str], Field(description="SHA-256 of each prompt template used")]
     settings: Annotated[dict[str, object], Field(description="all settings of the command")]
+    basis: Annotated[
+        dict[str, dict[str, object]],
+        Field(description="by stage, what its answers rest on beside the image and the stages before it"),
+    ] = {}
+    usage: Annotated[
+        dict[str, Usage], Field(description="by stage, all that was paid for this image; empty while it is unfinished")
+    ] = {}
     note: Annotated[str, Field(description="what a reader should know, such as why no region was accepted")]
 
 

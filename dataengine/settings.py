@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -76,6 +77,12 @@ class Settings(BaseModel):
     iou_threshold: float = Field(default=0.5, ge=0, le=1)
     min_pool_pixels: int = Field(default=1000, ge=1)
     concurrency: int = Field(default=32, ge=1, le=1024)
+    rpm: int | None = Field(default=None, ge=1)
+    tpm: int | None = Field(default=None, ge=1)
+    budget_usd: float | None = Field(default=None, ge=0)
+    budget_tokens: int | None = Field(default=None, ge=0)
+    price: tuple[float, float] | None = None
+    max_images: int | None = Field(default=None, ge=0)
     recursive: bool = False
     overwrite: bool = False
 
@@ -103,6 +110,20 @@ class Settings(BaseModel):
     @classmethod
     def _thinking(cls, value: object) -> object:
         return {**THINKING, **_by_question(value, _thought)}
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _price(cls, value: object) -> object:
+        named = value.split(",") if isinstance(value, str) else value
+        if named is None:
+            return None
+        if (
+            not isinstance(named, (list, tuple))
+            or len(named) != 2
+            or any(not 0 <= _number(n) < math.inf for n in named)
+        ):
+            raise ValueError("two prices in USD per million tokens, of input and output, such as 0.30,2.50")
+        return tuple(_number(n) for n in named)
 
     @field_validator("vlm")
     @classmethod
@@ -135,11 +156,6 @@ class Settings(BaseModel):
         if PurePosixPath(value).name not in SAM2_CONFIGS:
             raise ValueError(f"there is no config {value!r}; there are {', '.join(SAM2_CONFIGS)}")
         return value
-
-    def of_results(self) -> dict[str, object]:
-        """The settings that change what is computed for a region or a prompt, as JSON values."""
-        names = ("max_regions", "max_side", "vlm_side", "iou_threshold", "min_pool_pixels", "clean_pixels")
-        return self.model_dump(include=set(names))
 
 
 def _by_question(value: object, parse: Callable[[object], T]) -> dict[str, T]:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from dataengine.engine import fingerprint, prompt_digests
+from dataengine.basis import basis, fingerprint
+from dataengine.engine import prompt_digests
 from dataengine.errors import DataEngineError, OutputError, StageError
 from dataengine.images import read_photo
 from dataengine.output_folder import source_of
@@ -62,7 +63,7 @@ def go(script: Script, root: Path, name: str = "run", *, version: str = "1", **o
     record = RunRecord(
         dataengine="0",
         complete=False,
-        fingerprint=fingerprint(photo.sha256, parts, chosen),
+        fingerprint=fingerprint(photo.sha256, basis(parts, chosen)),
         source=source_of(photo),
         parts=parts.records(),
         prompt_digests=prompt_digests(parts),

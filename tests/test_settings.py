@@ -155,16 +155,3 @@ def test_a_wrong_file_is_named(toml: Path, content: bytes, words: str) -> None:
 def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_settings(OFFLINE, tmp_path / name)
-
-
-def test_settings_of_results_leave_out_what_changes_no_answer() -> None:
-    base = load_settings(OFFLINE).of_results()
-    assert load_settings({**OFFLINE, "concurrency": 1, "overwrite": True}).of_results() == base
-    for key, value in (
-        ("max_regions", 3),
-        ("max_side", 640),
-        ("iou_threshold", 0.7),
-        ("min_pool_pixels", 9),
-        ("vlm_side", 512),
-    ):
-        assert load_settings({**OFFLINE, key: value}).of_results() != base, key

@@ -1,0 +1,24 @@
+"""What tokens of a vision language model cost."""
+
+from __future__ import annotations
+
+from dataengine.settings import Settings
+
+
+def usd(settings: Settings, input_tokens: int, output_tokens: int, model: str | None = None) -> float | None:
+    """The price of a call's tokens: by `--price`, else by genai-prices' list; None where it is not known.
+
+    Args:
+        output_tokens: thinking included.
+        model: the model as the service named it in an answer; else that of `--vlm`.
+    """
+    if settings.price is not None:
+        return (settings.price[0] * input_tokens + settings.price[1] * output_tokens) / 1e6
+    from genai_prices import Usage, calc_price
+
+    provider, _, asked = settings.vlm.partition(":")
+    try:
+        tokens = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+        return float(calc_price(tokens, model_ref=model or asked, provider_id=provider).total_price)
+    except LookupError:
+        return None
