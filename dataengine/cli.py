@@ -22,6 +22,7 @@ EXAMPLES = {
     "export": "example:\n  dataengine export --runs_root runs --out_dir export --mode both --path_mode relative",
     "demo": "example:\n  dataengine demo --output_dir demo",
     "show": "example:\n  dataengine show runs/out_region_refine_truck",
+    "status": "example:\n  dataengine status runs\n  dataengine status runs --json",
     "doctor": "example:\n  dataengine doctor --checkpoint sam2.1_hiera_large.pt\n  dataengine doctor --preset offline",
 }
 
@@ -84,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--output_dir", "-o", type=Path, default=Path("dataengine_demo"), help="default: %(default)s")
     show = command("show", "Print one image's regions, prompts, verdicts and reasons.")
     show.add_argument("run_folder", type=Path, help="a folder out_region_refine_…")
+    status = command("status", "Count an output folder's images: done, failed, waiting; and what they have cost.")
+    status.add_argument("output_dir", type=Path, help="the --output_dir of a run")
+    status.add_argument("--json", action="store_true", help="one line of JSON, for scripts")
     _doctor_flags(command("doctor", "Say what works on this machine, what does not, and how to mend it."))
     return top
 
@@ -338,6 +342,21 @@ def show_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def status_command(options: argparse.Namespace) -> int:
+    """`dataengine status`."""
+    from dataengine.console import print_survey, say, survey_json, what_next
+    from dataengine.survey import survey
+
+    found = survey(options.output_dir)
+    if options.json:
+        say(survey_json(found))
+        return 0
+    print_survey(found)
+    for step in what_next(found, quoted(options.output_dir)):
+        _next(step)
+    return 0
+
+
 def doctor_command(options: argparse.Namespace) -> int:
     """`dataengine doctor`."""
     from dataengine.doctor import as_typed, doctor
@@ -352,6 +371,7 @@ COMMANDS = {
     "export": export_command,
     "demo": demo_command,
     "show": show_command,
+    "status": status_command,
     "doctor": doctor_command,
 }
 

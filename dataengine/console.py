@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dataengine.output_folder import FAILURES
 from dataengine.pipeline import Outcome
 from dataengine.records import CONCEPTS, ExportManifest, NegativeVerification, RunRecord, Summary, Usage
 from dataengine.run_folder import NEGATIVES, SUMMARY, read_file, read_record
+from dataengine.survey import BLOCKED, Survey
 
 
 def say(text: str) -> None:
@@ -147,8 +149,43 @@ def print_totals(totals: Totals, output_dir: Path) -> None:
 def cost_text(usage: Usage) -> str:
     """Calls, tokens and cost in words."""
     cost = "cost unknown" if usage.usd is None else f"${usage.usd:.4f}"
-    again = f" ({usage.reasked} asked again)" if usage.reasked else ""
-    return f"{usage.calls} paid{again}, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out, {cost}"
+    again = f" ({usage.reasked:,} asked again)" if usage.reasked else ""
+    return f"{usage.calls:,} paid{again}, {usage.input_tokens:,} tokens in, {usage.output_tokens:,} out, {cost}"
+
+
+def print_survey(survey: Survey) -> None:
+    """The images of an output folder by how far they are, and what they have cost."""
+    table = Table(title="Status", show_header=False, title_justify="left")
+    table.add_row("images", f"{survey.images:,}")
+    table.add_row("done", f"{survey.done:,}")
+    for title, counts in (("failed", survey.failed), ("waiting", survey.waiting)):
+        reasons = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
+        table.add_row(title, f"{counts.total():,}{': ' if reasons else ''}{escape(one_line(reasons))}")
+    table.add_row("calls so far", cost_text(survey.cost))
+    Console().print(table)
+
+
+def survey_json(survey: Survey) -> str:
+    """The same for scripts, as one line of JSON."""
+    counts = {"images": survey.images, "done": survey.done, "failed": survey.failed, "waiting": survey.waiting}
+    return json.dumps({**counts, "cost": survey.cost.model_dump()})
+
+
+def what_next(survey: Survey, output_dir: str) -> list[str]:
+    """What to do with an output folder, most useful first.
+
+    Args:
+        output_dir: as it can be typed in a shell.
+    """
+    again = [reason for reason, _ in survey.failed.most_common() if reason != BLOCKED]
+    steps = []
+    if survey.waiting or again:
+        steps.append("run the same command again; what is done costs nothing")
+    if again:
+        steps.append(f"dataengine retry {output_dir} --reason {again[0]}")
+    if survey.done:
+        steps.append(f"dataengine export --runs_root {output_dir} --out_dir export")
+    return steps
 
 
 def print_export(manifest: ExportManifest) -> None:

@@ -1,0 +1,213 @@
+"""What an output folder holds: which images are done, failed or waiting, and what they have cost. It reads, and never
+writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
+from dataengine.errors import UsageError
+from dataengine.images import RUN_FOLDER_PREFIX
+from dataengine.output_folder import FAILURES
+from dataengine.records import Failure, Usage
+from dataengine.run_folder import JOURNAL, RUN
+
+IMAGES = ".dataengine/images.jsonl"  # every image that a run was told of: one JSON string, an absolute path, a line
+
+NOT_BEGUN = "not begun"
+UNFINISHED = "unfinished"
+BLOCKED = "blocked"  # the reason of a failure that is not tried again
+
+
+class Named(BaseModel):
+    """A part of a run folder, by its name."""
+
+    name: str
+
+
+class Origin(BaseModel):
+    """The image of a run folder."""
+
+    path: str
+
+
+class Told(BaseModel):
+    """The settings of a run that say what its calls cost."""
+
+    vlm: str = ""
+    price: tuple[float, float] | None = None
+    negatives: bool = True
+
+
+class Head(BaseModel):
+    """What a survey reads of a `run.json`: of a hundred thousand, checking the rest would take most of the time."""
+
+    complete: bool
+    source: Origin
+    concepts: list[str] = []
+    parts: dict[str, Named] = {}
+    settings: Told = Told()
+    usage: dict[str, Usage] = {}
+
+
+@dataclass
+class Tally:
+    """A sum of costs: as `Usage`, but added to in place."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float | None = 0.0
+    calls: int = 0
+    reasked: int = 0
+
+    def add(self, usage: Usage | Tally) -> None:
+        """Add a cost; one that is not known makes the sum unknown."""
+        self.input_tokens += usage.input_tokens
+        self.output_tokens += usage.output_tokens
+        self.usd = None if self.usd is None or usage.usd is None else self.usd + usage.usd
+        self.calls += usage.calls
+        self.reasked += usage.reasked
+
+    @property
+    def usage(self) -> Usage:
+        """The sum as it is written to files."""
+        return Usage.model_validate(vars(self))
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A run folder: its head (None where only a journal is left) and its cost by stage."""
+
+    head: Head | None
+    usage: Mapping[str, Usage | Tally]
+
+
+@dataclass
+class Survey:
+    """The images of an output folder by how far they are, failed and waiting ones by reason; and their cost."""
+
+    done: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    waiting: Counter[str] = field(default_factory=Counter)
+    cost: Usage = field(default_factory=Usage)
+
+    @property
+    def images(self) -> int:
+        """All that are known."""
+        return self.done + self.failed.total() + self.waiting.total()
+
+
+def survey(output_dir: Path) -> Survey:
+    """Count the images of an output folder, and what was paid for them.
+
+    Known are the images of run folders, those in `failures.jsonl`, and those that a run was told of, as far as they
+    still exist. A failure of an image whose folder is complete is out of date.
+
+    Raises:
+        UsageError: there is no such folder, or nothing of a run in it.
+    """
+    if not output_dir.is_dir():
+        raise UsageError(f"{output_dir}: no such folder", hint="Name the --output_dir of a run")
+    failures = {image: failure.reason for image, failure in read_failures(output_dir).items()}
+    found, cost, complete = Survey(), Tally(), dict[str, bool]()
+    for folder in surveyed(output_dir):
+        for usage in folder.usage.values():
+            cost.add(usage)
+        if folder.head is None:
+            found.waiting[UNFINISHED] += 1
+        else:
+            image = folder.head.source.path
+            complete[image] = folder.head.complete or complete.get(image, False)
+    found.cost, found.done = cost.usage, sum(complete.values())
+    for image, is_complete in complete.items():
+        reason = failures.pop(image, None)
+        if not is_complete:
+            (found.failed if reason else found.waiting)[reason or UNFINISHED] += 1
+    found.failed.update(failures.values())
+    found.waiting[NOT_BEGUN] += sum(
+        image not in complete and image not in failures and os.path.exists(image)  # noqa: PTH110 - takes any text
+        for image in images_told(output_dir)
+    )
+    found.waiting = +found.waiting
+    if not found.images:
+        raise UsageError(f"{output_dir}: no run has written here", hint="Name the --output_dir of a run")
+    return found
+
+
+def surveyed(output_dir: Path) -> Iterator[Surveyed]:
+    """Every run folder of an output folder; what is not ours is passed over."""
+    for entry in os.scandir(output_dir):
+        if entry.name.startswith(RUN_FOLDER_PREFIX):
+            head = _head(entry.path)
+            if head is not None and head.complete and head.usage:
+                yield Surveyed(head, head.usage)
+            elif head is not None or Path(entry.path, JOURNAL).is_file():
+                yield Surveyed(head, _by_stage(Path(entry.path)))
+
+
+def _head(folder: str) -> Head | None:
+    try:
+        with open(f"{folder}/{RUN}", "rb") as file:  # noqa: PTH123 - a Path takes as long to make as this to read
+            return Head.model_validate_json(file.read())
+    except (OSError, ValidationError):
+        return None
+
+
+def _by_stage(folder: Path) -> dict[str, Tally]:
+    spent: dict[str, Tally] = {}
+    for step, usage in journal_steps(folder):
+        spent.setdefault(step.partition("/")[0], Tally()).add(usage)
+    return spent
+
+
+def journal_steps(folder: Path) -> Iterator[tuple[str, Usage]]:
+    """Name and cost of every step in a run folder's journal, failed ones included; damaged lines are passed over."""
+    try:
+        with (folder / JOURNAL).open("rb") as lines:
+            for line in lines:
+                try:
+                    entry = from_json(line)
+                    yield str(entry["step"]), Usage.model_validate(entry["usage"])
+                except (ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
+                    continue
+    except OSError:
+        return
+
+
+def read_failures(output_dir: Path) -> dict[str, Failure]:
+    """The last failure of each image in `failures.jsonl`, by the image's path."""
+    failures: dict[str, Failure] = {}
+    for line in _lines(output_dir / FAILURES):
+        try:
+            failure = Failure.model_validate_json(line)
+        except ValidationError:  # a line that is being written, or was cut off
+            continue
+        failures[failure.image] = failure
+    return failures
+
+
+def images_told(output_dir: Path) -> set[str]:
+    """The images that runs in this folder were told of."""
+    told = set()
+    for line in _lines(output_dir / IMAGES):
+        try:
+            image = from_json(line)
+        except ValueError:
+            continue
+        if isinstance(image, str):
+            told.add(image)
+    return told
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines()
+    except OSError:
+        return []
