@@ -82,7 +82,7 @@ class Stats:
         paid: answers charged for, good or broken; `again`: good ones to a content that had one before.
         unheard: answers to a connection that was gone.
         in_flight, most_in_flight: requests read whole and not answered, now and at most.
-        just_sent: answers of the last `JUST_SENT` seconds.
+        just_sent: paid answers of the last `JUST_SENT` seconds.
         busy_seconds: in_flight summed over time; over `ended - began` it is the mean.
         began, ended: when the first request came and the last answer went, on a clock of its own.
         input_tokens, output_tokens, usd: charged.
@@ -104,6 +104,11 @@ class Stats:
     input_tokens: int = 0
     output_tokens: int = 0
     usd: float = 0.0
+
+    @property
+    def questions(self) -> int:
+        """Requests, of all questions."""
+        return sum(self.asked.values())
 
     @property
     def good(self) -> int:
@@ -328,7 +333,6 @@ class Server:
         finally:
             self._moved(-1)
             stats.ended = time.monotonic()
-            self._sent = [*(t for t in self._sent if t > stats.ended - JUST_SENT), stats.ended]
 
     def _moved(self, by: int) -> None:
         now, stats = time.monotonic(), self._stats
@@ -365,6 +369,8 @@ class Server:
     def _charge(self, asked: Asked) -> None:
         sent, said, thought = tokens(asked)
         self._stats.paid += 1
+        now = time.monotonic()
+        self._sent = [*(sent for sent in self._sent if sent > now - JUST_SENT), now]
         self._stats.input_tokens += sent
         self._stats.output_tokens += said + thought
         self._stats.usd += (sent * USD_PER_MILLION[0] + (said + thought) * USD_PER_MILLION[1]) / 1e6
@@ -403,21 +409,26 @@ async def serve(plan: Plan, port: int) -> None:
 class StandIn:
     """A stand-in's process, there while entered (`with`).
 
+    Args:
+        port: where it listens; 0 is a free one.
+
     Attributes:
-        url: for `--vlm_base_url`.
+        url: for `--vlm_base_url`; `port` is where it listens.
     """
 
     url: str
+    port: int
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, port: int = 0) -> None:
+        self._plan, self._port = plan, port
 
     def __enter__(self) -> Self:
         flags = [f"--{name}={value}" for name, value in asdict(self._plan).items()]
-        command = [sys.executable, "-m", "benchmarks.standin", *flags]
+        command = [sys.executable, "-m", "benchmarks.standin", f"--port={self._port}", *flags]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
+        self.port = int(self.url.rpartition(":")[2])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -434,9 +445,9 @@ class StandIn:
 
 
 @contextlib.contextmanager
-def standing_in(**plan: Any) -> Iterator[StandIn]:
+def standing_in(port: int = 0, **plan: Any) -> Iterator[StandIn]:
     """A stand-in with these attributes of a `Plan`."""
-    with StandIn(Plan(**plan)) as server:
+    with StandIn(Plan(**plan), port) as server:
         yield server
 
 
