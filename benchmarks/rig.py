@@ -9,6 +9,7 @@ command of its own this file is that run with a sampler of the event loop's lag 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -166,8 +167,9 @@ class Child:
             self.ended()
 
     def signal(self, number: int) -> None:
-        """Send a signal, also where it has just ended."""
-        self._process.send_signal(number)
+        """Send a signal; `Popen` would first look whether it ended, and take its exit status away."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
 
     @property
     def running(self) -> bool:

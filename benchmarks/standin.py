@@ -141,12 +141,15 @@ class Asked:
 
 
 def read(body: bytes) -> Asked:
-    """A request's body; pictures stay as they are, so that reading costs about a millisecond."""
+    """A request's body; pictures stay as they are, so that reading costs about a millisecond.
+
+    A question that is asked again has the same first turn and last part of the instruction; more stands around them.
+    """
     sent = json.loads(body)
     parts = sent["contents"][0]["parts"]
     schema = sent["generationConfig"]["responseJsonSchema"]
     pictures = [part["inlineData"]["data"] for part in parts if "inlineData" in part]
-    texts = [part["text"] for part in sent["systemInstruction"]["parts"] + parts if "text" in part]
+    texts = [part["text"] for part in sent["systemInstruction"]["parts"][-1:] + parts if "text" in part]
     digest = hashlib.sha256(json.dumps([texts, schema], sort_keys=True).encode())
     for picture in pictures:
         digest.update(picture.encode())
