@@ -63,6 +63,11 @@ def basis(parts: Parts, settings: Settings) -> dict[str, dict[str, object]]:
     }
 
 
-def fingerprint(sha256: str, rests_on: Basis) -> str:
-    """A digest of all that determines an image's results: what differs in it is not done yet."""
-    return digest([sha256, rests_on])
+def fingerprint(sha256: str, rests_on: Basis | str) -> str:
+    """A digest of all that determines an image's results: what differs in it is not done yet.
+
+    Args:
+        sha256: of the image file's bytes.
+        rests_on: the basis, or, for many images, its digest.
+    """
+    return digest([sha256, rests_on if isinstance(rests_on, str) else digest(rests_on)])

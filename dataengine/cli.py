@@ -127,6 +127,7 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
         "--min_pool_pixels", type=int, default=absent, metavar="N", help="least area of a pool mask (1000)"
     )
     _bound_flags(run.add_argument_group("bounds"))
+    _look_flags(run.add_argument_group("look first, and run nothing"))
 
 
 def _bound_flags(bounds: argparse._ArgumentGroup) -> None:
@@ -146,6 +147,12 @@ def _bound_flags(bounds: argparse._ArgumentGroup) -> None:
         "--price", default=absent, metavar="IN,OUT", help="USD per million tokens of the vlm (its list price)"
     )
     bounds.add_argument("--max_images", type=int, default=absent, metavar="N", help="only the first N images")
+
+
+def _look_flags(look: argparse._ArgumentGroup) -> None:
+    one = look.add_mutually_exclusive_group()
+    one.add_argument("--explain", action="store_true", help="list what would be done or redone, and why")
+    one.add_argument("--dry_run", action="store_true", help="expected calls by stage, tokens and cost")
 
 
 def _part_flags(command: argparse.ArgumentParser) -> None:
@@ -265,35 +272,58 @@ def run_command(options: argparse.Namespace) -> int:
     from dataengine.settings import load_settings
 
     settings = load_settings(_given(options), options.settings)
-    images = list_images(options.input, recursive=settings.recursive)
+    images = list_images(options.input, recursive=settings.recursive)[: settings.max_images]
+    if options.explain or options.dry_run:
+        return look_first(images, options.output_dir, settings, cost=options.dry_run)
     code = run_engine(images, options.output_dir, settings)
     _next(f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir export")
     return code
 
 
+def look_first(images: Sequence[Path], output_dir: Path, settings: Settings, *, cost: bool) -> int:
+    """Print what a run would do (or `cost`), without doing it; the exit code."""
+    from dataengine.console import print_forecast, print_plan
+    from dataengine.forecast import forecast
+    from dataengine.parts import build
+    from dataengine.plan import grouped, plan
+
+    parts = build(settings)
+    findings = plan(images, output_dir, parts, settings)
+    if cost:
+        print_forecast(forecast(findings, output_dir, parts, settings), settings)
+    else:
+        print_plan(grouped(findings))
+    return 0
+
+
+NO_SETTINGS = ("command", "input", "output_dir", "settings", "calls", "explain", "dry_run")
+
+
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """The flags that are settings, as far as they were given."""
-    return {k: v for k, v in vars(options).items() if k not in ("command", "input", "output_dir", "settings", "calls")}
+    return {k: v for k, v in vars(options).items() if k not in NO_SETTINGS}
 
 
 def run_engine(images: Sequence[Path], output_dir: Path, settings: Settings) -> int:
     """Build the parts, run and report; the exit code."""
     import asyncio
 
-    from dataengine.console import BarReporter, PlainReporter, print_totals, progress_bar
+    from dataengine.console import BarReporter, PlainReporter, complain, print_totals, progress_bar
     from dataengine.engine import run
-    from dataengine.output_folder import locked, prepare_output
+    from dataengine.output_folder import prepare_output
     from dataengine.parts import build
 
     parts = build(settings)
     prepare_output(output_dir)
-    with locked(output_dir):
-        if sys.stderr.isatty():
-            with progress_bar() as bar:
-                totals = asyncio.run(run(images, output_dir, parts, settings, BarReporter(bar)))
-        else:
-            totals = asyncio.run(run(images, output_dir, parts, settings, PlainReporter()))
+    if sys.stderr.isatty():
+        with progress_bar() as bar:
+            totals = asyncio.run(run(images, output_dir, parts, settings, BarReporter(bar)))
+    else:
+        totals = asyncio.run(run(images, output_dir, parts, settings, PlainReporter()))
     print_totals(totals, output_dir)
+    if totals.stopped:
+        complain(f"stopped: {totals.stopped}")
+        return totals.stopped.exit_code
     return 1 if totals.failed else 0
 
 

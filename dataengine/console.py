@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -23,11 +24,24 @@ from rich.text import Text
 
 from dataengine.engine import Totals
 from dataengine.errors import DataEngineError, UsageError, one_line
+from dataengine.forecast import Forecast, budgets, money, sources
+from dataengine.journal import BLOCKED
 from dataengine.output_folder import FAILURES
 from dataengine.pipeline import Outcome
+from dataengine.plan import Group, What, named
 from dataengine.records import CONCEPTS, ExportManifest, NegativeVerification, RunRecord, Summary, Usage
 from dataengine.run_folder import NEGATIVES, SUMMARY, read_file, read_record
-from dataengine.survey import BLOCKED, Survey
+from dataengine.settings import Settings
+from dataengine.survey import Survey
+
+PLANNED: dict[What, str] = {
+    "done": "done",
+    "new": "new",
+    "unfinished": "unfinished: goes on",
+    "failed": "failed: tried again",
+    "blocked": "blocked",
+    "redone": "redone",
+}
 
 
 def say(text: str) -> None:
@@ -59,9 +73,10 @@ class PlainReporter:
         )
         self._line(image, f"{said} ({seconds:.1f} s)")
 
-    def skipped(self, image: Path) -> None:
-        """Print that it was done before."""
-        self._line(image, "done before")
+    def skipped(self, images: Sequence[Path]) -> None:
+        """Print how many were done before."""
+        self._seen += len(images)
+        say(f"[{self._seen}/{self._total}] {len(images)} done before")
 
     def failed(self, image: Path, error: DataEngineError) -> None:
         """Count it, and print why to standard error."""
@@ -92,9 +107,9 @@ class BarReporter:
             self._rejected += written - accepted
         self._progress.update(self._task, advance=1, accepted=self._accepted, rejected=self._rejected)
 
-    def skipped(self, image: Path) -> None:
+    def skipped(self, images: Sequence[Path]) -> None:
         """Advance the bar."""
-        self._progress.advance(self._task)
+        self._progress.advance(self._task, len(images))
 
     def failed(self, image: Path, error: DataEngineError) -> None:
         """Print why above the bar, and advance it."""
@@ -128,7 +143,8 @@ def progress_bar() -> Progress:
 def print_totals(totals: Totals, output_dir: Path) -> None:
     """The table at the end of a run."""
     table = Table(title="Run", show_header=False, title_justify="left")
-    table.add_row("images", f"{totals.done} done, {totals.failed} failed, {totals.skipped} done before")
+    waiting = f", {totals.waiting} waiting" if totals.waiting else ""
+    table.add_row("images", f"{totals.done} done, {totals.failed} failed, {totals.skipped} done before{waiting}")
     table.add_row("regions", f"{totals.accepted} of {totals.regions} accepted")
     for concept in CONCEPTS:
         if concept in totals.prompts:
@@ -186,6 +202,47 @@ def what_next(survey: Survey, output_dir: str) -> list[str]:
     if survey.done:
         steps.append(f"dataengine export --runs_root {output_dir} --out_dir export")
     return steps
+
+
+def print_plan(groups: Sequence[Group]) -> None:
+    """What a run would do with how many images, and why."""
+    total = sum(group.images for group in groups)
+    table = Table("images", "what", "why", "such as", title=f"A run would find, of {total:,}", title_justify="left")
+    table.columns[0].justify = "right"
+    for group in groups:
+        then = (f"then {named(group.then)}, where their answers differ",) if group.then else ()
+        more = ("…",) if group.images > len(group.names) else ()
+        why = "\n".join(map(_cell, (*group.why, *then)))
+        table.add_row(f"{group.images:,}", PLANNED[group.what], why, ", ".join(map(_cell, (*group.names, *more))))
+    Console().print(table)
+    say("Nothing was asked or written. An answer that an image's journal still holds is not paid for again.")
+
+
+def print_forecast(found: Forecast, settings: Settings) -> None:
+    """What a run is expected to cost, by stage, and where the figures come from; the total is the last line."""
+    if found.stages:
+        title = f"Expected of a run, for {found.images:,} images that are not done"
+        table = Table("stage", "calls", "tokens in", "tokens out", "cost", title=title, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for stage, of_stage in found.stages.items():
+            told = (_about(of_stage.input_tokens), _about(of_stage.output_tokens), money(of_stage.usd))
+            table.add_row(stage, f"{of_stage.calls:,}", *told)
+        Console().print(table)
+        for line in (*sources(found), *budgets(found, settings)):
+            say(line)
+    elif found.images:
+        say(f"{found.images:,} images are not done, but no call is paid for: all parts compute on this machine.")
+    else:
+        say("Nothing is to be asked.")
+    cost = found.total
+    tokens = f"{_about(cost.input_tokens)} tokens in, {_about(cost.output_tokens)} out"
+    say(f"total: {cost.calls:,} calls, {tokens}, {money(cost.usd)}")
+
+
+def _about(number: int) -> str:
+    """A number to three digits: more would claim to be known."""
+    return f"{int(float(f'{number:.3g}')):,}"
 
 
 def print_export(manifest: ExportManifest) -> None:

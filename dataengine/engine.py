@@ -6,29 +6,37 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import signal
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from dataengine import __version__
-from dataengine.basis import basis, fingerprint
-from dataengine.errors import DataEngineError, ImageError, KeyRefusedError, OutputError, StageError
+from dataengine import __version__, limits
+from dataengine.basis import Basis, basis, fingerprint
+from dataengine.errors import DataEngineError, ImageError, KeyRefusedError, OutputError, StageError, StoppedError
 from dataengine.images import Photo, read_photo
-from dataengine.output_folder import Failures, assign_folders, content_now, source_of
+from dataengine.journal import digest
+from dataengine.leases import Claim, Owner
+from dataengine.limits import Limits
+from dataengine.output_folder import Failures, Folders, content_now, remember, source_of
 from dataengine.parts import Parts
 from dataengine.pipeline import Outcome, process
 from dataengine.records import CONCEPTS, Failure, RunRecord, Usage
 from dataengine.run_folder import RunFolder, path_text
 from dataengine.settings import Settings
+from dataengine.survey import surveyed
+
+GRACE = 2.5  # seconds that calls under way are given to end in, when the run is interrupted
+POLL = 0.5  # seconds
 
 
 @dataclass
 class Totals:
-    """What a run did."""
+    """What a run did; `waiting` images were neither done nor failed, since it was `stopped`."""
 
     done: int = 0
     failed: int = 0
@@ -41,6 +49,8 @@ class Totals:
     failures: Counter[str] = field(default_factory=Counter)  # by reason
     spent: Usage = field(default_factory=Usage)
     seconds: float = 0.0
+    waiting: int = 0
+    stopped: StoppedError | None = None
 
     def add(self, outcome: Outcome) -> None:
         """Count a finished image."""
@@ -65,8 +75,8 @@ class Reporter(Protocol):
         """An image is done."""
         ...
 
-    def skipped(self, image: Path) -> None:
-        """An image was done before."""
+    def skipped(self, images: Sequence[Path]) -> None:
+        """Images that were done before, or by another process since."""
         ...
 
     def failed(self, image: Path, error: DataEngineError) -> None:
@@ -77,98 +87,234 @@ class Reporter(Protocol):
 async def run(images: Sequence[Path], output_dir: Path, parts: Parts, settings: Settings, reporter: Reporter) -> Totals:
     """Make the run folder of every image that has none yet.
 
+    Other processes may work in the same output folder: each image is one's. A run that is stopped, by its budget or by
+    Ctrl-C or SIGTERM, begins nothing more and lets what is under way end; `stopped` of its totals says why.
+
     Raises:
         OutputError: results cannot be written; the images under way are given up, what was finished stays.
         KeyRefusedError: a service refuses the key; likewise.
+        UsageError: another process works there and one of the two keeps a budget.
     """
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(os.cpu_count() or 1, "dataengine"))
     started = time.perf_counter()
     reporter.started(len(images))
-    totals = Totals()
-    failures = Failures(output_dir)
-    jobs = zip(images, assign_folders(output_dir, images), strict=True)
-    slots = asyncio.Semaphore(settings.concurrency)
-    worker = _Worker(jobs, failures, parts, settings, reporter, totals, slots, basis(parts, settings))
-    try:
-        async with parts, asyncio.TaskGroup() as group:
-            for _ in range(min(images_at_once(parts, settings), len(images))):
-                group.create_task(worker.work())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    finally:
-        with contextlib.suppress(OutputError):  # on a full disk the lines written so far must do
-            failures.save()
+    budget = settings.budget_usd is not None or settings.budget_tokens is not None
+    with Owner(output_dir, alone=budget) as owner:
+        with owner.locked():
+            remember(output_dir, images, settings)
+        bounds = Limits(settings, await asyncio.to_thread(spent, output_dir) if budget else None)
+        limits.observe(bounds)
+        failures = Failures(output_dir, owner.locked)
+        rests_on = basis(parts, settings)
+        queue = _Queue(images, output_dir, owner, settings, rests_on)
+        worker = _Worker(queue, rests_on, failures, parts, settings, reporter, Totals(), bounds)
+        try:
+            await _work(worker, min(images_at_once(parts, settings), len(images)))
+        finally:
+            with contextlib.suppress(OutputError):  # on a full disk the lines written so far must do
+                failures.save()
+    totals = worker.totals
+    totals.stopped = bounds.stopped
+    totals.waiting = len(images) - totals.done - totals.failed - totals.skipped
     totals.seconds = time.perf_counter() - started
     return totals
 
 
+async def _work(worker: _Worker, at_once: int) -> None:
+    try:
+        with _interruptible(worker.limits):
+            async with worker.parts, asyncio.TaskGroup() as group:
+                for _ in range(at_once):
+                    group.create_task(worker.work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if worker.limits.stopped is None or task is None or task.uncancel():
+            raise  # not ours
+
+
+def spent(output_dir: Path) -> Usage:
+    """What all that is in an output folder has cost."""
+    return sum((Usage.model_validate(vars(u)) for f in surveyed(output_dir) for u in f.usage.values()), Usage())
+
+
+@contextlib.contextmanager
+def _interruptible(bounds: Limits) -> Iterator[None]:
+    """While inside, Ctrl-C and SIGTERM stop the run; after a grace, or with the second, what is under way is given up."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def interrupt(number: int) -> None:
+        name = signal.Signals(number).name
+        if bounds.stopped:
+            task.cancel()
+            return
+        hint = "Run the same command again to go on where it was"
+        bounds.stop(StoppedError(f"stopped by {name}", hint=hint, reason="interrupted", exit_code=128 + number))
+        loop.call_later(GRACE, task.cancel)
+
+    handled = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+            loop.add_signal_handler(number, interrupt, number)
+            handled.append(number)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
 def images_at_once(parts: Parts, settings: Settings) -> int:
     """How many images are under way together: one a core where all is computed here; else enough to keep the calls
-    in flight, of which one image makes about seven at a time in stages that wait for each other."""
+    in flight, of which one image makes about three at a time on the average, in stages that wait for each other."""
     if parts.annotator.local:
         return min(settings.concurrency, os.cpu_count() or 1)
-    return max(1, settings.concurrency // 4)
+    return max(1, settings.concurrency // 2)
+
+
+class _Queue:
+    """The images that are still to be done, each claimed when it is taken."""
+
+    def __init__(
+        self, images: Sequence[Path], output_dir: Path, owner: Owner, settings: Settings, rests: Basis
+    ) -> None:
+        self._images, self._later = deque(images), deque[tuple[Path, RunFolder]]()
+        self._folders = Folders(output_dir, images)
+        self._owner, self._settings, self._rests_on = owner, settings, digest(rests)
+        self._turn = asyncio.Lock()
+
+    async def take(self, skip: Callable[[Sequence[Path]], None]) -> tuple[Path, RunFolder] | None:
+        """The next image with its folder, to be given back by `release`; None where none is left, or the run is stopped.
+
+        Where other processes do all that is left, it waits until they have, or have died.
+
+        Args:
+            skip: is told of images that are done already.
+        """
+        async with self._turn:  # in the order of images, since folders are named in it
+            while (self._images or self._later) and not limits.current().stopped:
+                waits = not self._images
+                job, done = await asyncio.to_thread(self._search)
+                if done:
+                    skip(done)
+                if job:
+                    return job
+                if waits:
+                    await limits.current().pause(POLL)
+        return None
+
+    def release(self, folder: RunFolder) -> None:
+        """Give an image back, done or failed."""
+        self._owner.release(folder.path.name)
+
+    def _search(self) -> tuple[tuple[Path, RunFolder] | None, list[Path]]:
+        """The first image that can be taken, and those found done before it; gives up after a while, to be called again."""
+        done: list[Path] = []
+        until = time.monotonic() + POLL
+        for jobs in (self._images, self._later):
+            for _ in range(len(jobs)):
+                if time.monotonic() > until:
+                    return None, done
+                job = jobs.popleft()
+                image, folder = job if isinstance(job, tuple) else (job, self._folders.of(job))
+                claim, folder = self._claim(image, folder)
+                if claim == "ours":
+                    return (image, folder), done
+                if claim == "done":
+                    done.append(image)
+                else:
+                    self._later.append((image, folder))
+            if jobs:
+                break
+        return None, done
+
+    def _claim(self, image: Path, folder: RunFolder) -> tuple[Claim | Literal["done"], RunFolder]:
+        while True:
+            if self._is_done(image, folder):
+                return "done", folder
+            claim = self._owner.claim(folder.path.name, path_text(image))
+            folder.release()  # until now another process may have written it
+            if claim == "theirs":
+                return claim, folder
+            if claim == "ours" and self._folders.is_free(folder.path.name, image):
+                if not self._is_done(image, folder):
+                    return claim, folder
+                self.release(folder)
+                return "done", folder
+            if claim == "ours":
+                self.release(folder)
+            folder = self._folders.of(image)
+
+    def _is_done(self, image: Path, folder: RunFolder) -> bool:
+        if self._settings.overwrite or folder.record is None or not folder.record.complete:
+            return False
+        content = content_now(image, folder.record.source)
+        if content is None:
+            return False
+        mark = fingerprint(content, self._rests_on)
+        return folder.is_complete(mark, self._settings.concepts, self._settings.negatives)
 
 
 @dataclass
 class _Worker:
-    """Takes image after image; several work on one list."""
+    """Takes image after image; several work on one queue."""
 
-    jobs: Iterator[tuple[Path, RunFolder]]
+    queue: _Queue
+    basis: Basis
     failures: Failures
     parts: Parts
     settings: Settings
     reporter: Reporter
     totals: Totals
-    slots: asyncio.Semaphore
-    basis: dict[str, dict[str, object]]
+    limits: Limits
 
     async def work(self) -> None:
-        for image, folder in self.jobs:
-            started = time.perf_counter()
+        while job := await self.queue.take(self._skip):
+            image, folder = job
             try:
-                outcome = await self._one(image, folder)
-            except DataEngineError as error:
-                if error.reason == "disk_full" or isinstance(error, KeyRefusedError):
-                    raise  # the next image would meet the same
-                self._fail(image, error)
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise  # the run is given up
-                self._fail(image, StageError(f"{image}: a part gave up its work", hint="Run again to retry"))
-            except Exception as error:  # a fault of ours in one image must not cost the others
-                self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
-            else:
-                self.failures.resolve(image)
-                if outcome is None:
-                    self.totals.skipped += 1
-                    self.reporter.skipped(image)
-                else:
-                    self.totals.add(outcome)
-                    self.reporter.finished(image, outcome, time.perf_counter() - started)
+                await self._tried(image, folder)
             finally:
                 self.totals.spent += folder.spent
                 folder.release()
+                self.queue.release(folder)
 
-    async def _one(self, image: Path, folder: RunFolder) -> Outcome | None:
-        if not self.settings.overwrite and await asyncio.to_thread(self._is_done, image, folder):
-            return None
+    async def _tried(self, image: Path, folder: RunFolder) -> None:
+        started = time.perf_counter()
+        try:
+            outcome = await self._one(image, folder)
+        except StoppedError:
+            return  # it waits for the next run
+        except DataEngineError as error:
+            if error.reason == "disk_full" or isinstance(error, KeyRefusedError):
+                raise  # the next image would meet the same
+            self._fail(image, error)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the run is given up
+            self._fail(image, StageError(f"{image}: a part gave up its work", hint="Run again to retry"))
+        except Exception as error:  # a fault of ours in one image must not cost the others
+            self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
+        else:
+            self.failures.resolve(image)
+            self.totals.add(outcome)
+            self.reporter.finished(image, outcome, time.perf_counter() - started)
+
+    async def _one(self, image: Path, folder: RunFolder) -> Outcome:
         photo = await asyncio.to_thread(read_photo, image, self.settings.max_side, self.settings.vlm_side)
         if self.settings.overwrite:  # not before the photo is read: one that cannot be costs no earlier results
             await asyncio.to_thread(folder.clear)
         record = await asyncio.to_thread(self._record, photo, folder)
-        folder.journal.slots = self.slots
+        await asyncio.to_thread(folder.open_journal)
         return await process(photo, folder, record, self.parts, self.settings)
 
-    def _is_done(self, image: Path, folder: RunFolder) -> bool:
-        if folder.record is None or not folder.record.complete:
-            return False
-        content = content_now(image, folder.record.source)
-        if content is None:
-            return False
-        mark = fingerprint(content, self.basis)
-        return folder.is_complete(mark, self.settings.concepts, self.settings.negatives)
+    def _skip(self, images: Sequence[Path]) -> None:
+        for image in images:
+            self.failures.resolve(image)
+        self.totals.skipped += len(images)
+        self.reporter.skipped(images)
 
     def _record(self, photo: Photo, folder: RunFolder) -> RunRecord:
         mark = fingerprint(photo.sha256, self.basis)
@@ -181,7 +327,7 @@ class _Worker:
             concepts=[c for c in CONCEPTS if c in {*earlier, *self.settings.concepts}],
             parts=self.parts.records(),
             prompt_digests=prompt_digests(self.parts),
-            basis=self.basis,
+            basis={stage: dict(fields) for stage, fields in self.basis.items()},
             settings=self.settings.model_dump(mode="json"),
             note="Unfinished: run the same command again to go on.",
         )

@@ -6,6 +6,7 @@ DataEngineError            a message a user can act on: what, where, and what to
 ├── ImageError             one image cannot be used; the others go on (exit code 1)
 ├── OutputError            results cannot be written; the run stops (exit code 1)
 ├── KeyRefusedError        a service refuses the key; the run stops (exit code 1)
+├── StoppedError           the run begins nothing more: its budget is used up, or it was interrupted
 └── StageError             one stage of one image failed; the others go on (exit code 1)
 """
 
@@ -91,6 +92,16 @@ class KeyRefusedError(DataEngineError):
 
 
 STOPPING = (OutputError, KeyRefusedError)  # what the next image would meet as well
+
+
+class StoppedError(DataEngineError):
+    """The run begins nothing more: its budget is used up, or somebody interrupts it. What is under way may end."""
+
+    reason = "stopped"
+
+    def __init__(self, message: str, *, hint: str = "", reason: str | None = None, exit_code: int = 1) -> None:
+        super().__init__(message, hint=hint, reason=reason)
+        self.exit_code = exit_code
 
 
 class StageError(DataEngineError):

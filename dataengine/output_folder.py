@@ -1,23 +1,30 @@
-"""The output folder: which image has which run folder, which images failed, and who may write."""
+"""The output folder: which image has which run folder, which images failed, and what runs were told."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from dataengine.errors import UsageError, output_error
 from dataengine.images import RUN_FOLDER_PREFIX, Photo
+from dataengine.leases import STATE
 from dataengine.records import Failure, Source
 from dataengine.run_folder import JOURNAL, RUN, RunFolder, path_text, read_record, write_whole
+from dataengine.settings import Settings
 
 FAILURES = "failures.jsonl"
-LOCK = ".dataengine.lock"
+IMAGES = "images.jsonl"  # in STATE: every image that a run was told of, an absolute path as a JSON string a line
+SETTINGS = "settings.json"  # in STATE: those of the last run
 LONGEST_NAME = 180  # bytes; file systems allow 255, and an export adds to it
 
 
@@ -42,48 +49,94 @@ def prepare_output(output_dir: Path) -> None:
         raise UsageError(f"--output_dir {output_dir}: {failure.message}", hint="Choose another folder") from None
 
 
-@contextlib.contextmanager
-def locked(output_dir: Path) -> Iterator[None]:
-    """Keep other processes from writing in an output folder; the operating system frees it when this one ends.
-
-    Raises:
-        UsageError: another run is writing there.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; there two runs in one folder are the user's to avoid
-        yield
-        return
-    with (output_dir / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            message = f"--output_dir {output_dir}: another run is writing there"
-            raise UsageError(message, hint="Wait for it to end, or name another folder") from None
-        yield
-
-
-def assign_folders(output_dir: Path, images: Sequence[Path]) -> list[RunFolder]:
-    """A folder for each image: `out_region_refine_<stem>`, the same one every time.
+class Folders:
+    """Which run folder each image has: `out_region_refine_<stem>`, the same one every time.
 
     A folder belongs to the image that its `run.json` names (or, where that file is gone, to one of the same content).
     Where the name is another image's, it takes `__<8 hex of its content>`.
+
+    Args:
+        images: all that will be asked for; ask for them in this order.
     """
-    made = _existing(output_dir)
-    inputs = {path_text(image) for image in images}
-    taken: set[str] = set()
-    folders = []
-    for image in images:
+
+    def __init__(self, output_dir: Path, images: Iterable[Path]) -> None:
+        self._output_dir = output_dir
+        self._made = _existing(output_dir)
+        self._inputs = {path_text(image) for image in images}
+        self._taken: set[str] = set()
+
+    def of(self, image: Path) -> RunFolder:
+        """An image's folder; asked again for the same image, another one than before."""
         base = base_name(image.stem)
-        own = (
-            name for name in made.get(base, ()) if name not in taken and _owner(output_dir / name) == path_text(image)
-        )
-        name = next(own, None) or next(
-            n for n in _names(base, image) if n not in taken and _is_free(output_dir / n, image, inputs)
-        )
-        taken.add(name)
-        folders.append(RunFolder(output_dir / name))
-    return folders
+        for name in self._made.get(base, ()):
+            folder = RunFolder(self._output_dir / name)
+            if name not in self._taken and folder.record and folder.record.source.path == path_text(image):
+                break
+        else:
+            free = (n for n in _names(base, image) if n not in self._taken)
+            folder = RunFolder(self._output_dir / next(n for n in free if self.is_free(n, image)))
+        self._taken.add(folder.path.name)
+        return folder
+
+    def is_free(self, name: str, image: Path) -> bool:
+        """Whether a folder is nobody's, or the image's own, or that of the same content under a path it no longer has."""
+        record = read_record(self._output_dir / name)
+        if record is None:
+            return _is_unclaimed(self._output_dir / name)
+        if record.source.path == path_text(image):
+            return True
+        moved = record.source.path not in self._inputs and not Path(record.source.path).exists()
+        return moved and sha256_of(image) == record.source.sha256
+
+
+def assign_folders(output_dir: Path, images: Sequence[Path]) -> list[RunFolder]:
+    """A folder for each image, in their order."""
+    folders = Folders(output_dir, images)
+    return [folders.of(image) for image in images]
+
+
+def remember(output_dir: Path, images: Iterable[Path], settings: Settings) -> None:
+    """Keep what a run was told: its settings, and its images beside those of earlier runs.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    state = output_dir / STATE
+    write_whole(state / SETTINGS, settings.model_dump_json(indent=2).encode())
+    known = images_told(output_dir)
+    told = {path_text(image): None for image in images}
+    if not told.keys() <= known:
+        lines = (json.dumps(image, ensure_ascii=False) + "\n" for image in {**dict.fromkeys(sorted(known)), **told})
+        write_whole(state / IMAGES, "".join(lines).encode())
+
+
+def images_told(output_dir: Path) -> set[str]:
+    """The images that runs in this folder were told of."""
+    told = set()
+    for line in _lines(output_dir / STATE / IMAGES):
+        with contextlib.suppress(ValueError):
+            told.add(str(from_json(line)))
+    return told
+
+
+def settings_told(output_dir: Path) -> dict[str, Any]:
+    """The settings of the last run in this folder.
+
+    Raises:
+        UsageError: there was none.
+    """
+    try:
+        found = from_json((output_dir / STATE / SETTINGS).read_bytes())
+        return {key: value for key, value in found.items() if key in Settings.model_fields}
+    except (OSError, ValueError, AttributeError):
+        raise UsageError(f"{output_dir}: no run has written here", hint="Name the --output_dir of a run") from None
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().splitlines()
+    except OSError:
+        return []
 
 
 def base_name(stem: str) -> str:
@@ -114,20 +167,6 @@ def _names(base: str, image: Path) -> Iterator[str]:
     while True:
         yield f"{base}__{content}_{number}"
         number += 1
-
-
-def _owner(folder: Path) -> str | None:
-    record = read_record(folder)
-    return record.source.path if record else None
-
-
-def _is_free(folder: Path, image: Path, inputs: set[str]) -> bool:
-    """Whether a folder is nobody's, or that of the same content under a path it no longer has."""
-    record = read_record(folder)
-    if record is None:
-        return _is_unclaimed(folder)
-    moved = record.source.path not in inputs and not Path(record.source.path).exists()
-    return moved and sha256_of(image) == record.source.sha256
 
 
 def _is_unclaimed(folder: Path) -> bool:
@@ -179,15 +218,21 @@ class Failures:
 
     A failure is appended when it happens; lines of images that have succeeded since are dropped by `save`.
 
+    Args:
+        lock: keeps other processes from the file while it is entered.
+
     Raises:
         OutputError: the file cannot be read or written.
     """
 
-    def __init__(self, output_dir: Path) -> None:
+    def __init__(self, output_dir: Path, lock: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.path = output_dir / FAILURES
+        self._lock = lock
         self._by_image: dict[str, Failure] = {}
-        if self._load():
-            self.save()  # drops a line that a killed process left half written: the next one must not go on in it
+        self._resolved: set[str] = set()
+        with self._lock():
+            if self._load():
+                self._write()  # drops a line that a killed process left half written: the next one must not go on in it
 
     @property
     def listed(self) -> list[Failure]:
@@ -197,18 +242,27 @@ class Failures:
     def add(self, failure: Failure) -> None:
         """Append one."""
         self._by_image[failure.image] = failure
+        self._resolved.discard(failure.image)
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self._lock(), self.path.open("a", encoding="utf-8") as file:
                 file.write(failure.model_dump_json() + "\n")
         except OSError as error:
             raise output_error(error, self.path) from error
 
     def resolve(self, image: Path) -> None:
         """Forget an image that is done."""
-        self._by_image.pop(path_text(image), None)
+        if self._by_image.pop(path_text(image), None):
+            self._resolved.add(path_text(image))
 
     def save(self) -> None:
-        """Write the file anew, a line for each image; none where there is no failure."""
+        """Write the file anew, a line for each image, also those that other processes added; none where none failed."""
+        with self._lock():
+            self._load()
+            for image in self._resolved:
+                self._by_image.pop(image, None)
+            self._write()
+
+    def _write(self) -> None:
         if self._by_image:
             lines = (f"{failure.model_dump_json()}\n" for failure in self._by_image.values())
             write_whole(self.path, "".join(lines).encode())

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from dataengine.annotators import Scene, SceneRegion
-from dataengine.errors import STOPPING, DataEngineError, StageError
+from dataengine.errors import STOPPING, DataEngineError, StageError, StoppedError
 from dataengine.images import Photo, RgbArray
 from dataengine.masks import Mask
 from dataengine.overlays import prompt_picture
@@ -106,8 +106,9 @@ async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Par
     run = Run(photo, folder, parts, judged, _scene(photo, judged, accepted), outcome)
     failures = await _write_concepts(run, settings.concepts, settings.concepts if settings.negatives else ())
     if failures:
-        raise failures[0]
-    await asyncio.to_thread(folder.finish, record.model_copy(update={"complete": True, "note": outcome.note}))
+        raise next((f for f in failures if not isinstance(f, StoppedError)), failures[0])
+    finished = {"complete": True, "note": outcome.note, "usage": steps.paid_by_stage()}
+    await asyncio.to_thread(folder.finish, record.model_copy(update=finished))
     return outcome
 
 

@@ -9,21 +9,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from dataengine.errors import UsageError
 from dataengine.images import RUN_FOLDER_PREFIX
-from dataengine.output_folder import FAILURES
+from dataengine.output_folder import FAILURES, images_told
 from dataengine.records import Failure, Usage
 from dataengine.run_folder import JOURNAL, RUN
 
-IMAGES = ".dataengine/images.jsonl"  # every image that a run was told of: one JSON string, an absolute path, a line
-
 NOT_BEGUN = "not begun"
 UNFINISHED = "unfinished"
-BLOCKED = "blocked"  # the reason of a failure that is not tried again
 
 
 class Named(BaseModel):
@@ -44,6 +42,7 @@ class Told(BaseModel):
     vlm: str = ""
     price: tuple[float, float] | None = None
     negatives: bool = True
+    thinking: dict[str, str | int] = {}
 
 
 class Head(BaseModel):
@@ -79,6 +78,14 @@ class Tally:
     def usage(self) -> Usage:
         """The sum as it is written to files."""
         return Usage.model_validate(vars(self))
+
+
+class Step(NamedTuple):
+    """A line of a journal; a step that is not done failed after it was paid for."""
+
+    name: str
+    usage: Usage
+    done: bool
 
 
 @dataclass(frozen=True)
@@ -162,19 +169,19 @@ def _head(folder: str) -> Head | None:
 
 def _by_stage(folder: Path) -> dict[str, Tally]:
     spent: dict[str, Tally] = {}
-    for step, usage in journal_steps(folder):
-        spent.setdefault(step.partition("/")[0], Tally()).add(usage)
+    for step in journal_steps(folder):
+        spent.setdefault(step.name.partition("/")[0], Tally()).add(step.usage)
     return spent
 
 
-def journal_steps(folder: Path) -> Iterator[tuple[str, Usage]]:
-    """Name and cost of every step in a run folder's journal, failed ones included; damaged lines are passed over."""
+def journal_steps(folder: Path) -> Iterator[Step]:
+    """Every step in a run folder's journal; damaged lines are passed over."""
     try:
         with (folder / JOURNAL).open("rb") as lines:
             for line in lines:
                 try:
                     entry = from_json(line)
-                    yield str(entry["step"]), Usage.model_validate(entry["usage"])
+                    yield Step(str(entry["step"]), Usage.model_validate(entry["usage"]), "failed" not in entry)
                 except (ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
                     continue
     except OSError:
@@ -191,19 +198,6 @@ def read_failures(output_dir: Path) -> dict[str, Failure]:
             continue
         failures[failure.image] = failure
     return failures
-
-
-def images_told(output_dir: Path) -> set[str]:
-    """The images that runs in this folder were told of."""
-    told = set()
-    for line in _lines(output_dir / IMAGES):
-        try:
-            image = from_json(line)
-        except ValueError:
-            continue
-        if isinstance(image, str):
-            told.add(image)
-    return told
 
 
 def _lines(path: Path) -> list[bytes]:

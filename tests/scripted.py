@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dataengine import limits
 from dataengine.annotators import Scene
 from dataengine.images import Photo, RgbArray
 from dataengine.journal import Answer
+from dataengine.leases import STATE
 from dataengine.masks import Mask
 from dataengine.parts import Parts
 from dataengine.records import (
@@ -73,9 +75,19 @@ class Script:
     made: Counter[str] = field(default_factory=Counter)
     most: int = 0
     offered: dict[str, dict[Choice, Mask]] = field(default_factory=dict)
+    local: bool = False
     _in_flight: int = 0
 
     async def answer(self, call: str, value: T) -> Answer[T]:
+        """A call to a service within the run's limits, unless the parts are local."""
+        if self.local:
+            return await self._answer(call, value)
+        async with limits.current().call("script", self.usage) as paid:
+            answer = await self._answer(call, value)
+            paid.usage = answer.usage
+            return answer
+
+    async def _answer(self, call: str, value: T) -> Answer[T]:
         self.made[call] += 1
         if self.fails.get(call):
             await asyncio.sleep(self.slow.get(call, 0))
@@ -89,6 +101,7 @@ class Script:
         return Answer(value, self.usage)
 
     def parts(self, version: str = "1", *, local: bool = False) -> Parts:
+        self.local = local
         annotator = ScriptedAnnotator(self, version, local=local)
         return Parts(annotator, ScriptedGrounder(self, version), ScriptedSegmenter(self, version))
 
@@ -224,8 +237,9 @@ def two_things(concepts: Sequence[str] = ("entities", "spatial"), **other: Any) 
 
 
 def tree(folder: Path) -> dict[str, object]:
-    """Every file under a folder by its path, what differs from run to run (times, and cost that adds up) left out."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Every file under a folder by its path, what differs from run to run (times, and cost that adds up) left out, and
+    what runs keep for themselves."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and STATE not in path.parts)
     return {str(path.relative_to(folder)): _content(path) for path in files}
 
 

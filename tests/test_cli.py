@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from dataengine import records
 from dataengine.cli import main
-from dataengine.output_folder import locked
+from dataengine.leases import Owner
 from dataengine.settings import SAM2_CONFIGS
 from tests.photos import coffee, opened, photo, save_rotated, write_refused, write_unusual
 
@@ -64,7 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_json_file_of_a_run_folder_has_its_schema(made: Path) -> None:
     """The whole tree is walked; a JSON file without a schema fails too."""
     seen = set()
-    for path in (made / "runs").rglob("*.json"):
+    for path in (made / "runs").glob("out_*/**/*.json"):
         TypeAdapter(SCHEMAS[path.name]).validate_json(path.read_bytes())
         seen.add(path.name)
     assert seen == set(SCHEMAS)
@@ -331,7 +331,7 @@ def test_an_interrupted_run_says_how_to_go_on(
         raise KeyboardInterrupt
 
     coffee(64).save(tmp_path / "photo.png")
-    monkeypatch.setattr("dataengine.engine.assign_folders", interrupt)
+    monkeypatch.setattr("dataengine.engine.remember", interrupt)
     assert main(["run", "-i", str(tmp_path / "photo.png"), "-o", str(tmp_path / "runs"), "--preset", "offline"]) == 130
     assert "run the same command again" in capsys.readouterr().err
 
@@ -371,11 +371,10 @@ def test_paths_in_the_next_command_can_be_typed(tmp_path: Path, capsys: pytest.C
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two processes must not write the same images."""
+    """A budget must know of all calls."""
     coffee(64).save(tmp_path / "photo.png")
     (tmp_path / "runs").mkdir()
-    with locked(tmp_path / "runs"):
-        assert (
-            main(["run", "-i", str(tmp_path / "photo.png"), "-o", str(tmp_path / "runs"), "--preset", "offline"]) == 2
-        )
-    assert "another run is writing there" in capsys.readouterr().err
+    with Owner(tmp_path / "runs"):
+        bounded = ["--preset", "offline", "--budget_tokens", "5"]
+        assert main(["run", "-i", str(tmp_path / "photo.png"), "-o", str(tmp_path / "runs"), *bounded]) == 2
+    assert "another run is writing there, and a budget is kept by one alone" in capsys.readouterr().err

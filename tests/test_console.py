@@ -38,18 +38,18 @@ def test_the_bar_of_a_terminal(
 def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """A line for each image, also where its name has a line break."""
     reporter = PlainReporter()
-    reporter.started(4)
+    reporter.started(6)
     reporter.finished(Path("a\nb.png"), Outcome(5, 4, "", {"entities": (3, 2), "physics": (3, 1)}), 1.25)
     reporter.finished(Path("c.png"), Outcome(0, 0, "No region."), 0.5)
-    reporter.skipped(Path("d.png"))
+    reporter.skipped([Path("d.png")] * 3)
     reporter.failed(Path("e.png"), ImageError("e\n.png: empty file", hint="Replace it"))
     said = capsys.readouterr()
     assert said.out.splitlines() == [
-        "[1/4] a\\nb.png: 4 of 5 regions, 3 of 6 prompts accepted (1.2 s)",
-        "[2/4] c.png: No region. (0.5 s)",
-        "[3/4] d.png: done before",
+        "[1/6] a\\nb.png: 4 of 5 regions, 3 of 6 prompts accepted (1.2 s)",
+        "[2/6] c.png: No region. (0.5 s)",
+        "[5/6] 3 done before",
     ]
-    assert said.err == "[4/4] failed: e\\n.png: empty file. Replace it\n"
+    assert said.err == "[6/6] failed: e\\n.png: empty file. Replace it\n"
 
 
 @pytest.mark.parametrize(

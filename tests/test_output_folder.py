@@ -11,7 +11,7 @@ import pytest
 
 from dataengine.errors import DataEngineError, OutputError, UsageError
 from dataengine.images import RUN_FOLDER_PREFIX, Photo
-from dataengine.output_folder import Failures, assign_folders, base_name, content_now, locked, prepare_output, source_of
+from dataengine.output_folder import Failures, assign_folders, base_name, content_now, prepare_output, source_of
 from dataengine.records import Failure
 from dataengine.run_folder import path_text, write_whole
 from tests.scenes import Drawing
@@ -169,16 +169,6 @@ def test_a_file_of_the_folders_name_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / f"{RUN_FOLDER_PREFIX}a").write_text("mine")
     [folder] = assign_folders(tmp_path, [photo])
     assert folder.path.name.startswith(f"{RUN_FOLDER_PREFIX}a__")
-
-
-def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(UsageError, match="another run is writing there"), locked(tmp_path):
-        pass
-    with locked(tmp_path):
-        pass
-
-
-# The output folder.
 
 
 @pytest.mark.parametrize("name", ["new", "new/deeper", "there"])

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
+from dataengine import limits
 from dataengine.basis import basis, fingerprint
 from dataengine.engine import prompt_digests
 from dataengine.errors import DataEngineError, OutputError, StageError
 from dataengine.images import read_photo
+from dataengine.limits import Limits
 from dataengine.output_folder import source_of
 from dataengine.pipeline import Outcome, process
 from dataengine.records import (
@@ -577,7 +579,7 @@ def test_results_about_other_regions_go_when_the_regions_change(tmp_path: Path) 
     assert sorted(overlays) == ["000", "001"]
 
 
-def test_slots_bound_what_is_in_flight(tmp_path: Path) -> None:
+def test_limits_bound_what_is_in_flight(tmp_path: Path) -> None:
     script, photo = two_things(seconds=0.01), read_photo(made_photo(tmp_path))
     chosen, parts = settings(concepts=TWO), script.parts()
     record = RunRecord(
@@ -594,7 +596,7 @@ def test_slots_bound_what_is_in_flight(tmp_path: Path) -> None:
 
     async def bounded() -> None:
         folder = RunFolder(tmp_path / "run")
-        folder.journal.slots = asyncio.Semaphore(2)
+        limits.observe(Limits(settings(concurrency=2)))
         await process(photo, folder, record, parts, chosen)
 
     asyncio.run(bounded())

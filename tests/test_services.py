@@ -188,7 +188,7 @@ TRANSIENT = [
     ("question", "replies", "reason"),
     [
         *((question, [Reply(500)], "server_error") for question in ONE_IMAGE),
-        ("compose", [Reply(text="It fits well.")] * 2, "bad_answer"),
+        ("compose", [Reply(text="It fits well.")] * 10, "bad_answer"),  # of each concept twice
     ],
 )
 def test_wherever_a_call_fails_the_image_is_failed_and_finished_by_the_next_run(

@@ -135,7 +135,7 @@ def _write(path: Path, data: bytes) -> None:
             return
     except OSError:  # not there, or not to be read: writing tells what is wrong
         pass
-    write_whole(path, data)
+    write_whole(path, data, durable=False)  # it can be exported again
 
 
 def _sample_id(run_name: str, sample: Sample, number: int) -> str:

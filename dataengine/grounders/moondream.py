@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from dataengine.errors import DataEngineError, KeyRefusedError, StageError
+from dataengine.errors import DataEngineError, KeyRefusedError, StageError, UsageError
 from dataengine.grounders.detector import libraries
 from dataengine.images import Photo
 from dataengine.journal import Answer, digest
@@ -26,6 +26,7 @@ from dataengine.settings import MOONDREAM_CLOUD, Settings
 if TYPE_CHECKING:
     import httpx2
 
+CHEAPER = "Use --budget_tokens, another grounder, or a station of your own (--moondream_url)"
 LONGEST = 200  # characters of what the service says
 
 _Part = Annotated[float, Field(allow_inf_nan=False)]
@@ -57,6 +58,10 @@ class MoondreamGrounder:
     detects = True
 
     def __init__(self, settings: Settings) -> None:
+        if settings.budget_usd is not None and settings.moondream_url == MOONDREAM_CLOUD:
+            raise UsageError(
+                "--budget_usd cannot be kept: what a call of Moondream's cloud costs is unknown", hint=CHEAPER
+            )
         self._settings = settings
         self._url = f"{settings.moondream_url}/detect"
         self._key = key("moondream")
@@ -92,7 +97,7 @@ class MoondreamGrounder:
         async def once() -> Answer[list[Detection]]:
             return Answer(self._read(await self._post(content), photo), self._paid)
 
-        return await patiently(once, self._settings.retry_seconds)
+        return await patiently(once, self._settings.retry_seconds, service="moondream", most=self._paid)
 
     async def _post(self, content: bytes) -> httpx2.Response:
         import httpx2

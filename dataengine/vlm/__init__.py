@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from dataengine.errors import DataEngineError
+from dataengine.errors import DataEngineError, UsageError
 from dataengine.journal import Answer
-from dataengine.records import Usage
-from dataengine.retry import patiently
 from dataengine.settings import Settings
+from dataengine.vlm import prices
 from dataengine.vlm.failures import failure
+from dataengine.vlm.metered import Learned, Metered
 from dataengine.vlm.providers import Client
-
-if TYPE_CHECKING:
-    from pydantic_ai.usage import RunUsage
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -46,9 +43,15 @@ class Vlm:
     """A vision language model behind a network. Enter it (`async with`) before asking."""
 
     def __init__(self, settings: Settings) -> None:
+        if settings.budget_usd is not None and prices.usd(settings, 1, 1) is None:
+            message = f"--budget_usd cannot be kept: the price of {settings.vlm} is unknown"
+            raise UsageError(
+                message, hint="Say it with --price IN,OUT in USD per million tokens, or use --budget_tokens"
+            )
         self.name = settings.vlm
         self._settings = settings
         self._client = Client(settings)
+        self._learned = Learned()
 
     async def __aenter__(self) -> Vlm:
         await self._client.open()
@@ -65,46 +68,27 @@ class Vlm:
         Raises:
             StageError: no answer that keeps its schema; its `reason` says why, its `usage` what that cost.
             KeyRefusedError: the key is refused.
+            StoppedError: the run's limits let no call begin any more.
         """
-        return await patiently(lambda: self._ask_once(question), self._settings.retry_seconds)
-
-    async def _ask_once(self, question: Question[A]) -> Answer[A]:
         import pydantic_ai
         from pydantic_ai import Agent, BinaryContent
-        from pydantic_ai.usage import RunUsage
 
         pydantic_ai.BANNER_ENABLED = False  # an advertisement, in the middle of a user's progress bar
         agent = Agent(output_type=self._client.output(question.answer), retries=REASKS)
+        model = Metered(self._client.model, self._settings, self._learned)
         shown = [
             part if isinstance(part, str) else BinaryContent(part, media_type="image/jpeg") for part in question.parts
         ]
-        spent = RunUsage()
         try:
             done = await agent.run(
                 shown,
-                model=self._client.model,
+                model=model,
                 instructions=question.instruction,
                 model_settings=self._client.settings_of(question.stage),
-                usage=spent,
             )
         except Exception as error:
-            raise self._said(error, question.stage, spent) from error
+            told = error if isinstance(error, DataEngineError) else failure(error, self.name)
+            told.usage = model.usage
+            raise told from error.__cause__
         answer: Any = done.output
-        return Answer(answer, usage_of(spent))
-
-    def _said(self, error: Exception, stage: str, spent: RunUsage) -> DataEngineError:
-        told = failure(error, self.name)
-        told.usage = usage_of(spent)
-        return told
-
-
-def usage_of(spent: RunUsage) -> Usage:
-    """Tokens, cost and answers of a run; thinking is part of the output tokens; a price that is not known is None."""
-    price = None if spent.cost is None and spent.requests else float(spent.cost or 0)
-    return Usage(
-        input_tokens=spent.input_tokens,
-        output_tokens=spent.output_tokens,
-        usd=price,
-        calls=spent.requests,
-        reasked=max(0, spent.requests - 1),
-    )
+        return Answer(answer, model.usage)

@@ -25,6 +25,11 @@ ANTHROPIC_TOKENS = 8192  # it must be told; the longest answers here have about 
 ANTHROPIC_THINKING = 16384  # pydantic-ai's budget for the level `high`
 ANTHROPIC_LEAST = 1024  # tokens of thinking, by its documentation
 
+# Where a budget or a rate of tokens is kept, answers are bounded, so that what a call can cost is known before it is
+# made. The longest answers here have about 1,000 tokens; a model that cannot but think gets some more.
+ANSWER_TOKENS = 4096
+THINKING_TOKENS = {"off": 0, "minimal": 2048, "low": 4096, "auto": 8192, "medium": 16384, "high": 24576}
+
 
 class Client:
     """One HTTP client and the model behind it.
@@ -82,7 +87,14 @@ class Client:
             if thought not in ("auto", "off", 0):
                 chosen["max_tokens"] += thought if isinstance(thought, int) else ANTHROPIC_THINKING
                 del chosen["temperature"]  # which it refuses where it thinks
+        elif self._is_bounded():
+            extra = thought if isinstance(thought, int) else THINKING_TOKENS[thought]
+            chosen["max_tokens"] = ANSWER_TOKENS + extra
         return {**chosen, **_thinking(self.provider, thought)}
+
+    def _is_bounded(self) -> bool:
+        settings = self._settings
+        return any(bound is not None for bound in (settings.budget_usd, settings.budget_tokens, settings.tpm))
 
 
 def _thinking(provider: str, thought: str | int) -> dict[str, Any]:
