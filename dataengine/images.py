@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import io
@@ -142,16 +143,14 @@ def _check_size(size: tuple[int, int], path: Path) -> None:
 
 def _upright_rgb(image: Image.Image) -> RgbArray:
     image.load()
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF is no reason to refuse good pixels
-        upright = image
-    if upright.mode.startswith("I;16") or upright.mode in ("I", "F"):
-        return np.repeat(_to_8_bits(np.asarray(upright))[:, :, None], 3, axis=2)
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(upright.convert("RGB"))
+    with contextlib.suppress(Exception):  # broken EXIF is no reason to refuse good pixels
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return np.repeat(_to_8_bits(np.asarray(image))[:, :, None], 3, axis=2)
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _to_8_bits(values: npt.NDArray[np.generic]) -> RgbArray:

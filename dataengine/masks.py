@@ -7,8 +7,9 @@ Area, box, IoU and union are computed on the runs in C; nothing is decoded for t
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -23,7 +24,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Mask:
-    """A binary mask.
+    """A binary mask. What it is resized to is kept with it: one mask is drawn into many pictures of one size.
 
     Attributes:
         height, width: pixels.
@@ -33,6 +34,7 @@ class Mask:
     height: int
     width: int
     counts: str
+    _resized: dict[tuple[int, int, bool], Mask] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -43,7 +45,10 @@ class Mask:
         """From an array (H, W) of bool or numbers; every value other than 0 is inside."""
         if array.ndim != 2:
             raise ValueError(f"mask must have shape (H, W), but got {array.shape}")
-        rle = coco.encode(np.asfortranarray(array != 0, dtype=np.uint8))
+        inside = np.ascontiguousarray(array != 0).view(np.uint8)
+        if not inside.size:
+            raise ValueError(f"mask must be at least 1x1, but got {array.shape[1]}x{array.shape[0]}")
+        rle = coco.encode(cv2.transpose(inside).T)  # a quarter of the time of NumPy's column-major copy
         return cls(array.shape[0], array.shape[1], rle["counts"].decode("ascii"))
 
     @classmethod
@@ -75,8 +80,8 @@ class Mask:
         return {"size": [self.height, self.width], "counts": self.counts.encode("ascii")}
 
     def array(self) -> BoolArray:
-        """The mask as (H, W) bool."""
-        decoded: BoolArray = coco.decode(self._rle).astype(bool)
+        """The mask as (H, W) bool, in rows."""
+        decoded: BoolArray = cv2.transpose(coco.decode(self._rle).T).view(np.bool_)
         return decoded
 
     @property
@@ -100,28 +105,44 @@ class Mask:
         """The mask at another size: area-weighted and cut at one half, or nearest neighbour."""
         if (height, width) == (self.height, self.width):
             return self
+        kept = self._resized.get((height, width, nearest))
+        if kept is None:
+            kept = self._resized[height, width, nearest] = self._at(height, width, nearest)
+        return kept
+
+    def _at(self, height: int, width: int, nearest: bool) -> Mask:
         if nearest:
-            small = self.array().astype(np.uint8)
-            return Mask.from_array(cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST))
-        shrinking = height * width < self.height * self.width
-        how = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
-        soft = cv2.resize(self.array().astype(np.float32), (width, height), interpolation=how)
-        return Mask.from_array(soft >= 0.5)
+            small = cv2.resize(self.array().view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
+            return Mask.from_array(small)
+        if height <= self.height and width <= self.width and self.area:
+            return self._shrunk(height, width)
+        how = cv2.INTER_AREA if height * width < self.height * self.width else cv2.INTER_LINEAR
+        return Mask.from_array(cv2.resize(self.array().astype(np.float32), (width, height), interpolation=how) >= 0.5)
+
+    def _shrunk(self, height: int, width: int) -> Mask:
+        """Area-weighted; only what is around the mask's box is worked on."""
+        assert self.xyxy is not None
+        x0, y0, x1, y1 = self.xyxy
+        columns, to_columns = _whole_steps(x0, x1, self.width, width)
+        rows, to_rows = _whole_steps(y0, y1, self.height, height)
+        part = cv2.transpose(coco.decode(self._rle).T[columns, rows]).astype(np.float32)
+        size = (to_columns.stop - to_columns.start, to_rows.stop - to_rows.start)
+        small = np.zeros((height, width), np.bool_)
+        small[to_rows, to_columns] = cv2.resize(part, size, interpolation=cv2.INTER_AREA) >= 0.5
+        return Mask.from_array(small)
 
     def cleaned(self, least: int) -> Mask:
         """The mask without the holes and islands (8-connected) of under `least` pixels; its largest piece stays."""
         if least < 2 or self.xyxy is None:
             return self
         x0, y0, x1, y1 = self.xyxy
-        whole = self.array().astype(np.uint8)
+        whole = self.array().view(np.uint8)
         part = np.pad(whole[y0 : y1 + 1, x0 : x1 + 1], 1)  # the ring joins all that is outside: no hole
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(part, connectivity=8)
-        kept = stats[:, cv2.CC_STAT_AREA] >= least
-        kept[0], kept[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())] = False, True
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(1 - kept[labels].astype(np.uint8), connectivity=8)
-        open_ = stats[:, cv2.CC_STAT_AREA] >= least
-        open_[0], open_[labels[0, 0]] = False, True
-        whole[y0 : y1 + 1, x0 : x1 + 1] = ~open_[labels[1:-1, 1:-1]]
+        solid = _without_small(part, least)
+        clean = 1 - _without_small(1 - solid, least)
+        if np.array_equal(clean, part):
+            return self
+        whole[y0 : y1 + 1, x0 : x1 + 1] = clean[1:-1, 1:-1]
         return Mask.from_array(whole)
 
     def differing(self, other: Mask) -> int:
@@ -141,6 +162,27 @@ def iou_matrix(first: Sequence[Mask], second: Sequence[Mask]) -> npt.NDArray[np.
     crowd = [0] * len(second)
     pairs: npt.NDArray[np.float64] = coco.iou([m._rle for m in first], [m._rle for m in second], crowd)
     return pairs
+
+
+def _whole_steps(first: int, last: int, length: int, to: int) -> tuple[slice, slice]:
+    """The least stretch around pixels `first` to `last` of `length` that becomes a whole number of pixels when `length`
+    becomes `to`; and that number's stretch."""
+    steps = math.gcd(length, to)
+    step, to_step = length // steps, to // steps
+    start, stop = first // step, last // step + 1
+    return slice(start * step, stop * step), slice(start * to_step, stop * to_step)
+
+
+def _without_small(picture: npt.NDArray[np.uint8], least: int) -> npt.NDArray[np.uint8]:
+    """A picture of 0 and 1 without its pieces (8-connected) of under `least` pixels; the one in the corner stays, else
+    the largest."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(picture, connectivity=8)
+    stays = (stats[:, cv2.CC_STAT_AREA] >= least).astype(np.uint8)
+    if stays.all():
+        return picture
+    always = int(labels[0, 0]) or 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    stays[0], stays[always] = 0, 1
+    return np.asarray(stays[labels])
 
 
 def _same_size(masks: Sequence[Mask]) -> None:

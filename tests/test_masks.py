@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -33,6 +34,7 @@ def test_area_box_and_round_trip_against_numpy(shape: tuple[int, int], share: fl
     mask = Mask.from_array(array)
     assert (mask.height, mask.width) == shape
     assert mask.array().dtype == bool
+    assert mask.array().flags.c_contiguous
     np.testing.assert_array_equal(mask.array(), array)
     assert mask.area == array.sum()
     assert mask.xyxy == brute_xyxy(array)
@@ -121,6 +123,27 @@ def test_nearest_takes_one_source_pixel_for_each(height: int, width: int) -> Non
     np.testing.assert_array_equal(Mask.from_array(array).resized(height, width, nearest=True).array(), expected)
 
 
+@pytest.mark.parametrize(("shape", "size"), [((120, 180), (48, 72)), ((90, 64), (30, 48)), ((101, 97), (40, 39))])
+@pytest.mark.parametrize("seed", range(6))
+def test_shrinking_works_on_the_masks_box_alone(seed: int, shape: tuple[int, int], size: tuple[int, int]) -> None:
+    random = np.random.default_rng(seed)
+    array = np.zeros(shape, bool)
+    (y0, y1), (x0, x1) = (np.sort(random.choice(side, 2, replace=False)) for side in shape)
+    array[y0:y1, x0:x1] = cv2.blur(random.random((y1 - y0, x1 - x0)), (5, 5)) > 0.45
+    whole = cv2.resize(array.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA) >= 0.5
+    np.testing.assert_array_equal(Mask.from_array(array).resized(*size).array(), whole)
+
+
+def test_resizing_again_takes_what_was_made() -> None:
+    mask = Mask.from_array(random_array(1, (60, 70)))
+    small, nearest = mask.resized(20, 30), mask.resized(20, 30, nearest=True)
+    assert mask.resized(20, 30) is small
+    assert mask.resized(20, 30, nearest=True) is nearest
+    assert small != nearest
+    assert mask == Mask(60, 70, mask.counts)
+    assert hash(mask) == hash(Mask(60, 70, mask.counts))
+
+
 def test_resizing_to_the_same_size_is_the_same_mask() -> None:
     mask = Mask.from_array(random_array(1, (6, 7)))
     assert mask.resized(6, 7) is mask
@@ -149,6 +172,7 @@ def test_digest_tells_content_and_size() -> None:
         (["01111", "11111", "11111"], 9, ["01111", "11111", "11111"]),  # a corner is no hole
         (["1000", "0100", "0010"], 3, ["1000", "0100", "0010"]),  # corners join
         (["0000", "0000"], 9, ["0000", "0000"]),
+        (["111111", "100001", "100001", "111111"], 9, ["111111"] * 4),  # the outside stays, however small
     ],
 )
 def test_small_holes_and_islands_are_cleaned(rows: list[str], least: int, expected: list[str]) -> None:
