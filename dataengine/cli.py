@@ -21,6 +21,7 @@ EXAMPLES = {
     "run": "example:\n  dataengine run -i photos/ -o runs --preset offline --concepts entities,spatial",
     "export": "example:\n  dataengine export --runs_root runs --out_dir export --mode both --path_mode relative",
     "demo": "example:\n  dataengine demo --output_dir demo",
+    "retry": "example:\n  dataengine retry runs\n  dataengine retry runs --reason blocked --safety none",
     "show": "example:\n  dataengine show runs/out_region_refine_truck",
     "status": "example:\n  dataengine status runs\n  dataengine status runs --json",
     "doctor": "example:\n  dataengine doctor --checkpoint sam2.1_hiera_large.pt\n  dataengine doctor --preset offline",
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     status = command("status", "Count an output folder's images: done, failed, waiting; and what they have cost.")
     status.add_argument("output_dir", type=Path, help="the --output_dir of a run")
     status.add_argument("--json", action="store_true", help="one line of JSON, for scripts")
+    _retry_flags(command("retry", "Try images again that failed, blocked ones too, with the settings of the last run."))
     _doctor_flags(command("doctor", "Say what works on this machine, what does not, and how to mend it."))
     return top
 
@@ -103,9 +105,21 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--overwrite", action="store_true", default=absent, help="start every image anew, paid answers too"
     )
+    _settings_flag(run)
+    _how_flags(run)
+    _look_flags(run.add_argument_group("look first, and run nothing"))
+
+
+def _retry_flags(retry: argparse.ArgumentParser) -> None:
+    retry.add_argument("output_dir", type=Path, help="the --output_dir of a run")
+    retry.add_argument("--reason", metavar="A,B", help="only images that failed for these reasons (all)")
+    _how_flags(retry)
+
+
+def _how_flags(run: argparse.ArgumentParser) -> None:
+    absent = argparse.SUPPRESS
     _part_flags(run)
     how = run.add_argument_group("how")
-    _settings_flag(how)
     concepts = "of entities, spatial, relations, affordances, physics (all)"
     how.add_argument("--concepts", default=absent, metavar="A,B", help=concepts)
     how.add_argument(
@@ -127,7 +141,6 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
         "--min_pool_pixels", type=int, default=absent, metavar="N", help="least area of a pool mask (1000)"
     )
     _bound_flags(run.add_argument_group("bounds"))
-    _look_flags(run.add_argument_group("look first, and run nothing"))
 
 
 def _bound_flags(bounds: argparse._ArgumentGroup) -> None:
@@ -176,14 +189,15 @@ def _part_flags(command: argparse.ArgumentParser) -> None:
     _model_flags(command.add_argument_group("grounder and segmenter"))
 
 
-def _settings_flag(how: argparse._ArgumentGroup) -> None:
-    how.add_argument("--settings", type=Path, metavar="FILE.toml", help="flags from here on, as keys; flags given win")
+def _settings_flag(command: argparse.ArgumentParser) -> None:
+    told = command.add_argument_group("settings")
+    told.add_argument("--settings", type=Path, metavar="FILE.toml", help="all flags below, as keys; flags given win")
 
 
 def _doctor_flags(doctor: argparse.ArgumentParser) -> None:
+    _settings_flag(doctor)
     _part_flags(doctor)
     how = doctor.add_argument_group("how")
-    _settings_flag(how)
     how.add_argument(
         "--calls",
         action=argparse.BooleanOptionalAction,
@@ -296,7 +310,7 @@ def look_first(images: Sequence[Path], output_dir: Path, settings: Settings, *, 
     return 0
 
 
-NO_SETTINGS = ("command", "input", "output_dir", "settings", "calls", "explain", "dry_run")
+NO_SETTINGS = ("command", "input", "output_dir", "settings", "calls", "explain", "dry_run", "reason")
 
 
 def _given(options: argparse.Namespace) -> dict[str, Any]:
@@ -304,7 +318,24 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k, v in vars(options).items() if k not in NO_SETTINGS}
 
 
-def run_engine(images: Sequence[Path], output_dir: Path, settings: Settings) -> int:
+def retry_command(options: argparse.Namespace) -> int:
+    """`dataengine retry`."""
+    from dataengine.console import say
+    from dataengine.output_folder import settings_told
+    from dataengine.settings import load_settings
+    from dataengine.survey import failed_images
+
+    output_dir: Path = options.output_dir
+    told = {**settings_told(output_dir), "overwrite": False, **_given(options)}
+    settings = load_settings(told)
+    images = failed_images(output_dir, options.reason.split(",") if options.reason else None)
+    if not images:
+        say("No image has failed; nothing to do")
+        return 0
+    return run_engine(images[: settings.max_images], output_dir, settings, ask_blocked=True)
+
+
+def run_engine(images: Sequence[Path], output_dir: Path, settings: Settings, *, ask_blocked: bool = False) -> int:
     """Build the parts, run and report; the exit code."""
     import asyncio
 
@@ -317,9 +348,9 @@ def run_engine(images: Sequence[Path], output_dir: Path, settings: Settings) -> 
     prepare_output(output_dir)
     if sys.stderr.isatty():
         with progress_bar() as bar:
-            totals = asyncio.run(run(images, output_dir, parts, settings, BarReporter(bar)))
+            totals = asyncio.run(run(images, output_dir, parts, settings, BarReporter(bar), ask_blocked=ask_blocked))
     else:
-        totals = asyncio.run(run(images, output_dir, parts, settings, PlainReporter()))
+        totals = asyncio.run(run(images, output_dir, parts, settings, PlainReporter(), ask_blocked=ask_blocked))
     print_totals(totals, output_dir)
     if totals.stopped:
         complain(f"stopped: {totals.stopped}")
@@ -402,6 +433,7 @@ COMMANDS = {
     "demo": demo_command,
     "show": show_command,
     "status": status_command,
+    "retry": retry_command,
     "doctor": doctor_command,
 }
 

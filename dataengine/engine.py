@@ -8,30 +8,29 @@ import hashlib
 import os
 import signal
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from dataengine import __version__, limits
 from dataengine.basis import Basis, basis, fingerprint
 from dataengine.errors import DataEngineError, ImageError, KeyRefusedError, OutputError, StageError, StoppedError
 from dataengine.images import Photo, read_photo
-from dataengine.journal import digest
-from dataengine.leases import Claim, Owner
+from dataengine.leases import Owner
 from dataengine.limits import Limits
-from dataengine.output_folder import Failures, Folders, content_now, remember, source_of
+from dataengine.output_folder import Failures, remember, source_of
 from dataengine.parts import Parts
 from dataengine.pipeline import Outcome, process
 from dataengine.records import CONCEPTS, Failure, RunRecord, Usage
 from dataengine.run_folder import RunFolder, path_text
 from dataengine.settings import Settings
 from dataengine.survey import surveyed
+from dataengine.todo import Todo
 
 GRACE = 2.5  # seconds that calls under way are given to end in, when the run is interrupted
-POLL = 0.5  # seconds
 
 
 @dataclass
@@ -84,11 +83,22 @@ class Reporter(Protocol):
         ...
 
 
-async def run(images: Sequence[Path], output_dir: Path, parts: Parts, settings: Settings, reporter: Reporter) -> Totals:
+async def run(
+    images: Sequence[Path],
+    output_dir: Path,
+    parts: Parts,
+    settings: Settings,
+    reporter: Reporter,
+    *,
+    ask_blocked: bool = False,
+) -> Totals:
     """Make the run folder of every image that has none yet.
 
     Other processes may work in the same output folder: each image is one's. A run that is stopped, by its budget or by
     Ctrl-C or SIGTERM, begins nothing more and lets what is under way end; `stopped` of its totals says why.
+
+    Args:
+        ask_blocked: ask again for what a service blocked before.
 
     Raises:
         OutputError: results cannot be written; the images under way are given up, what was finished stays.
@@ -106,8 +116,8 @@ async def run(images: Sequence[Path], output_dir: Path, parts: Parts, settings: 
         limits.observe(bounds)
         failures = Failures(output_dir, owner.locked)
         rests_on = basis(parts, settings)
-        queue = _Queue(images, output_dir, owner, settings, rests_on)
-        worker = _Worker(queue, rests_on, failures, parts, settings, reporter, Totals(), bounds)
+        todo = Todo(images, output_dir, owner, settings, rests_on)
+        worker = _Worker(todo, rests_on, failures, parts, settings, reporter, Totals(), bounds, ask_blocked)
         try:
             await _work(worker, min(images_at_once(parts, settings), len(images)))
         finally:
@@ -141,7 +151,7 @@ def spent(output_dir: Path) -> Usage:
 
 @contextlib.contextmanager
 def _interruptible(bounds: Limits) -> Iterator[None]:
-    """While inside, Ctrl-C and SIGTERM stop the run; after a grace, or with the second, what is under way is given up."""
+    """While inside, Ctrl-C and SIGTERM stop the run; after a grace, or the second time, all is given up."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
@@ -174,94 +184,11 @@ def images_at_once(parts: Parts, settings: Settings) -> int:
     return max(1, settings.concurrency // 2)
 
 
-class _Queue:
-    """The images that are still to be done, each claimed when it is taken."""
-
-    def __init__(
-        self, images: Sequence[Path], output_dir: Path, owner: Owner, settings: Settings, rests: Basis
-    ) -> None:
-        self._images, self._later = deque(images), deque[tuple[Path, RunFolder]]()
-        self._folders = Folders(output_dir, images)
-        self._owner, self._settings, self._rests_on = owner, settings, digest(rests)
-        self._turn = asyncio.Lock()
-
-    async def take(self, skip: Callable[[Sequence[Path]], None]) -> tuple[Path, RunFolder] | None:
-        """The next image with its folder, to be given back by `release`; None where none is left, or the run is stopped.
-
-        Where other processes do all that is left, it waits until they have, or have died.
-
-        Args:
-            skip: is told of images that are done already.
-        """
-        async with self._turn:  # in the order of images, since folders are named in it
-            while (self._images or self._later) and not limits.current().stopped:
-                waits = not self._images
-                job, done = await asyncio.to_thread(self._search)
-                if done:
-                    skip(done)
-                if job:
-                    return job
-                if waits:
-                    await limits.current().pause(POLL)
-        return None
-
-    def release(self, folder: RunFolder) -> None:
-        """Give an image back, done or failed."""
-        self._owner.release(folder.path.name)
-
-    def _search(self) -> tuple[tuple[Path, RunFolder] | None, list[Path]]:
-        """The first image that can be taken, and those found done before it; gives up after a while, to be called again."""
-        done: list[Path] = []
-        until = time.monotonic() + POLL
-        for jobs in (self._images, self._later):
-            for _ in range(len(jobs)):
-                if time.monotonic() > until:
-                    return None, done
-                job = jobs.popleft()
-                image, folder = job if isinstance(job, tuple) else (job, self._folders.of(job))
-                claim, folder = self._claim(image, folder)
-                if claim == "ours":
-                    return (image, folder), done
-                if claim == "done":
-                    done.append(image)
-                else:
-                    self._later.append((image, folder))
-            if jobs:
-                break
-        return None, done
-
-    def _claim(self, image: Path, folder: RunFolder) -> tuple[Claim | Literal["done"], RunFolder]:
-        while True:
-            if self._is_done(image, folder):
-                return "done", folder
-            claim = self._owner.claim(folder.path.name, path_text(image))
-            folder.release()  # until now another process may have written it
-            if claim == "theirs":
-                return claim, folder
-            if claim == "ours" and self._folders.is_free(folder.path.name, image):
-                if not self._is_done(image, folder):
-                    return claim, folder
-                self.release(folder)
-                return "done", folder
-            if claim == "ours":
-                self.release(folder)
-            folder = self._folders.of(image)
-
-    def _is_done(self, image: Path, folder: RunFolder) -> bool:
-        if self._settings.overwrite or folder.record is None or not folder.record.complete:
-            return False
-        content = content_now(image, folder.record.source)
-        if content is None:
-            return False
-        mark = fingerprint(content, self._rests_on)
-        return folder.is_complete(mark, self._settings.concepts, self._settings.negatives)
-
-
 @dataclass
 class _Worker:
-    """Takes image after image; several work on one queue."""
+    """Takes image after image; several work on one list."""
 
-    queue: _Queue
+    todo: Todo
     basis: Basis
     failures: Failures
     parts: Parts
@@ -269,16 +196,17 @@ class _Worker:
     reporter: Reporter
     totals: Totals
     limits: Limits
+    ask_blocked: bool
 
     async def work(self) -> None:
-        while job := await self.queue.take(self._skip):
+        while job := await self.todo.take(self._skip):
             image, folder = job
             try:
                 await self._tried(image, folder)
             finally:
                 self.totals.spent += folder.spent
                 folder.release()
-                self.queue.release(folder)
+                self.todo.release(folder)
 
     async def _tried(self, image: Path, folder: RunFolder) -> None:
         started = time.perf_counter()
@@ -308,6 +236,8 @@ class _Worker:
             await asyncio.to_thread(folder.clear)
         record = await asyncio.to_thread(self._record, photo, folder)
         await asyncio.to_thread(folder.open_journal)
+        if self.ask_blocked:
+            folder.journal.forget_blocked()
         return await process(photo, folder, record, self.parts, self.settings)
 
     def _skip(self, images: Sequence[Path]) -> None:

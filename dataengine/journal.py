@@ -205,7 +205,7 @@ class Journal:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or the names of a folder's files, on the disk; nothing where the system has no such call."""
+    """Have a file's content, or the names of a folder's files, on the disk, where the system has a call for it."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -1,9 +1,9 @@
-"""Processes that share an output folder: each image is one's at a time, and a dead one's images are taken over.
+"""Processes that share an output folder: an image is one's at a time, and a dead one's images are taken over.
 
-In `<output_dir>/.dataengine/`, `owners/<id>` is a file that its process keeps locked and touches every few seconds while
-it lives, and `leases/<run folder's name>` says whose an image is. Of a process on this machine the lock tells whether it
-lives, at once; of one on another machine, which may not see the lock, the time it last touched its file. Leases are read
-and written under one lock, `claims`, so that no two processes take the same image.
+In `<output_dir>/.dataengine/`, `owners/<id>` is a file that its process keeps locked, and touches every few seconds,
+while it lives; `leases/<run folder's name>` says whose an image is. Of a process on this machine the lock tells at once
+whether it lives; of one on another machine, which may not see the lock, the time it last touched its file. Leases are
+read and written under one lock, `claims`, so that no two processes take the same image.
 """
 
 from __future__ import annotations
@@ -129,10 +129,9 @@ class Owner:
             if not self._lives(other.name):
                 other.unlink(missing_ok=True)
             elif self._alone or (_read(other) or {}).get("alone"):
-                raise UsageError(
-                    f"--output_dir {self._state.parent}: another run is writing there, and a budget is kept by one alone",
-                    hint="Wait for it to end, or name another folder",
-                )
+                where = f"--output_dir {self._state.parent}"
+                message = f"{where}: another run is writing there, and a budget is kept by one alone"
+                raise UsageError(message, hint="Wait for it to end, or name another folder")
         for lease in (self._state / "leases").iterdir():
             if not self._lives((_read(lease) or {}).get("owner", "")):
                 lease.unlink(missing_ok=True)

@@ -79,7 +79,7 @@ class Folders:
         return folder
 
     def is_free(self, name: str, image: Path) -> bool:
-        """Whether a folder is nobody's, or the image's own, or that of the same content under a path it no longer has."""
+        """Whether a folder is nobody's, the image's own, or that of the same content under a path it no longer has."""
         record = read_record(self._output_dir / name)
         if record is None:
             return _is_unclaimed(self._output_dir / name)

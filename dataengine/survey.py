@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +53,7 @@ class Head(BaseModel):
     concepts: list[str] = []
     parts: dict[str, Named] = {}
     settings: Told = Told()
-    usage: dict[str, Usage] = {}
+    usage: dict[str, Usage] | None = None  # earlier versions wrote none
 
 
 @dataclass
@@ -153,7 +153,7 @@ def surveyed(output_dir: Path) -> Iterator[Surveyed]:
     for entry in os.scandir(output_dir):
         if entry.name.startswith(RUN_FOLDER_PREFIX):
             head = _head(entry.path)
-            if head is not None and head.complete and head.usage:
+            if head is not None and head.complete and head.usage is not None:
                 yield Surveyed(head, head.usage)
             elif head is not None or Path(entry.path, JOURNAL).is_file():
                 yield Surveyed(head, _by_stage(Path(entry.path)))
@@ -198,6 +198,21 @@ def read_failures(output_dir: Path) -> dict[str, Failure]:
             continue
         failures[failure.image] = failure
     return failures
+
+
+def failed_images(output_dir: Path, reasons: Collection[str] | None = None) -> list[Path]:
+    """The images that failed, or only those that did for one of some reasons, sorted.
+
+    Raises:
+        UsageError: none failed for a reason.
+    """
+    failures = read_failures(output_dir)
+    counts = Counter(failure.reason for failure in failures.values())
+    for reason in reasons or ():
+        if failures and reason not in counts:
+            there = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+            raise UsageError(f"--reason {reason}: no image failed for it", hint=f"There are {there}")
+    return sorted(Path(image) for image, f in failures.items() if not reasons or f.reason in reasons)
 
 
 def _lines(path: Path) -> list[bytes]:

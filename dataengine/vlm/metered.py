@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pydantic_ai.settings import ModelSettings
 
 # The most tokens that a picture of VIEW_SIDE px takes. Gemini cuts it into tiles of 258, six for 3:2 (ai.google.dev,
-# "Understand and count tokens"), and takes 1,120 where it takes one figure for all; OpenAI and Anthropic take under 1,200.
-# What takes more, as gpt-4o-mini does, is learned from its first answers.
+# "Understand and count tokens"), and takes 1,120 where it takes one figure for all; OpenAI and Anthropic take under
+# 1,200. What takes more, as gpt-4o-mini does, is learned from its first answers.
 PICTURE_TOKENS = 2600
 BYTES_A_TOKEN = 2  # of text and schema: English has four or more
 
