@@ -35,12 +35,12 @@ from dataengine.settings import Settings
 from dataengine.survey import Survey
 
 PLANNED: dict[What, str] = {
-    "done": "done",
-    "new": "new",
-    "unfinished": "unfinished: goes on",
-    "failed": "failed: tried again",
-    "blocked": "blocked",
-    "redone": "redone",
+    "done": "nothing: done",
+    "new": "all: new",
+    "unfinished": "go on: unfinished",
+    "failed": "try again: failed",
+    "blocked": "nothing: blocked",
+    "redone": "redo",
 }
 
 
@@ -207,13 +207,14 @@ def what_next(survey: Survey, output_dir: str) -> list[str]:
 def print_plan(groups: Sequence[Group]) -> None:
     """What a run would do with how many images, and why."""
     total = sum(group.images for group in groups)
-    table = Table("images", "what", "why", "such as", title=f"A run would find, of {total:,}", title_justify="left")
+    title = f"What a run would do with {total:,} images"
+    table = Table("images", "what", "why", "such as", title=title, title_justify="left")
     table.columns[0].justify = "right"
     for group in groups:
         then = (f"then {named(group.then)}, where their answers differ",) if group.then else ()
         more = ("…",) if group.images > len(group.names) else ()
         why = "\n".join(map(_cell, (*group.why, *then)))
-        table.add_row(f"{group.images:,}", PLANNED[group.what], why, ", ".join(map(_cell, (*group.names, *more))))
+        table.add_row(f"{group.images:,}", PLANNED[group.what], why, "\n".join(map(_cell, (*group.names, *more))))
     Console().print(table)
     say("Nothing was asked or written. An answer that an image's journal still holds is not paid for again.")
 

@@ -10,8 +10,9 @@ import pytest
 
 from dataengine.errors import UsageError
 from dataengine.records import Failure, RunRecord, Source, Usage
-from dataengine.survey import IMAGES, Tally, images_told, journal_steps, read_failures, survey, surveyed
+from dataengine.survey import Tally, journal_steps, read_failures, survey, surveyed
 
+IMAGES = ".dataengine/images.jsonl"
 PAID = Usage(calls=1, input_tokens=100, output_tokens=10, usd=0.5)
 
 
@@ -99,8 +100,13 @@ def test_cost_of_done_and_unfinished_images(tmp_path: Path) -> None:
 
 
 def test_a_complete_folder_without_a_sum_is_read_from_its_journal(tmp_path: Path) -> None:
-    """Earlier versions wrote none."""
-    write_journal(write_folder(tmp_path, "/in/a", complete=True), ("verify/000", PAID, {"result": 1}))
+    """Earlier versions wrote none; an empty one says that nothing was paid for."""
+    folder = write_folder(tmp_path, "/in/a", complete=True)
+    write_journal(folder, ("verify/000", PAID, {"result": 1}))
+    assert survey(tmp_path).cost.calls == 0
+    record = json.loads((folder / "run.json").read_bytes())
+    del record["usage"]
+    (folder / "run.json").write_text(json.dumps(record))
     assert survey(tmp_path).cost.calls == 1
 
 
@@ -122,9 +128,10 @@ def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
     with (tmp_path / IMAGES).open("a") as file:
         file.write('7\n"/in/cut')
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert [step for step, _ in journal_steps(folder)] == ["describe", "verify/000"]
-    assert read_failures(tmp_path) == {} and images_told(tmp_path) == {"/in/a"}
-    assert survey(tmp_path).cost.calls == 2
+    assert [step.name for step in journal_steps(folder)] == ["describe", "verify/000"]
+    assert read_failures(tmp_path) == {}
+    found = survey(tmp_path)
+    assert (found.images, found.cost.calls) == (1, 2)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
