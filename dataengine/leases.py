@@ -133,7 +133,8 @@ class Owner:
                 message = f"{where}: another run is writing there, and a budget is kept by one alone"
                 raise UsageError(message, hint="Wait for it to end, or name another folder")
         for lease in (self._state / "leases").iterdir():
-            if not self._lives((_read(lease) or {}).get("owner", "")):
+            found = _read(lease)
+            if found is None or not self._lives(found["owner"]):
                 lease.unlink(missing_ok=True)
 
     def _lives(self, owner: str) -> bool:
@@ -144,7 +145,7 @@ class Owner:
                     return not _lock(file, wait=False)
             os.utime(self._path(self.id))  # so that both times are by the clock of the machine that holds the files
             return self._path(self.id).stat().st_mtime - path.stat().st_mtime < DEAD
-        except (FileNotFoundError, IsADirectoryError):
+        except FileNotFoundError:
             return False
 
     def _beat(self) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import errno
 import hashlib
 import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -607,3 +609,78 @@ def test_who_answers_first_changes_nothing(tmp_path: Path, turned: bool) -> None
     wanted = made(at_once, tmp_path / "one")
     spread.slow = {call: 0.002 * i for i, call in enumerate(sorted(at_once.made, reverse=turned))}
     assert made(spread, tmp_path / "two") == wanted
+
+
+# Stopped by its budget, or by somebody.
+
+
+def stopping(world: World, **other: Any) -> Totals:
+    """A run over calls to a service, two images at a time."""
+    world.out.mkdir(exist_ok=True)
+    chosen = settings(concepts=("entities", "spatial"), **{"concurrency": 4, **other})
+    images = [save(world.root / f"{i}.png", (i, i, i)) for i in range(4)]
+    return asyncio.run(run(images, world.out, world.script.parts(), chosen, world.reporter))
+
+
+@pytest.mark.parametrize("budget", [0, 1, 35, 4 * PER_IMAGE - 1])
+def test_a_budget_stops_the_run_which_goes_on_with_a_larger_one(world: World, budget: int) -> None:
+    world.script.usage = Usage(input_tokens=1, usd=0.5, calls=1)
+    first = stopping(world, budget_tokens=budget)
+    assert first.stopped is not None and first.stopped.reason == "budget"
+    assert first.done + first.waiting == 4 and first.waiting
+    assert first.spent.calls == world.calls == budget  # all of it, and no more
+    assert world.failures() == []
+    assert stopping(world, budget_tokens=budget).spent.calls == 0  # what was spent before counts
+    last = stopping(world, budget_usd=0.5 * 4 * PER_IMAGE)
+    assert (last.done + last.skipped, last.stopped) == (4, None)
+    assert world.calls == 4 * PER_IMAGE  # nothing was paid twice
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_lets_end_what_is_under_way_and_begins_nothing(world: World, number: int) -> None:
+    world.script.seconds = 0.2
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), number)
+
+    threading.Timer(0.5, interrupt).start()
+    totals = stopping(world)
+    assert totals.stopped is not None
+    assert (totals.stopped.reason, totals.stopped.exit_code) == ("interrupted", 128 + number)
+    assert totals.waiting == 4
+    assert "same command again" in str(totals.stopped)
+    world.script.seconds = 0
+    assert stopping(world).done == 4
+    assert world.calls == 4 * PER_IMAGE  # every call under way was kept
+
+
+def test_what_does_not_end_in_time_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "GRACE", 0.1)
+    world.script.seconds = 600
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    totals = stopping(world)
+    assert totals.stopped is not None and (totals.done, totals.waiting) == (0, 4)
+    world.script.seconds = 0
+    assert stopping(world).done == 4
+
+
+def test_the_second_ctrl_c_does_not_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "GRACE", 600)
+    world.script.seconds = 600
+    for seconds in (0.3, 0.5):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert stopping(world).waiting == 4
+
+
+def test_a_blocked_image_is_not_asked_again_until_it_is_wanted(world: World) -> None:
+    save(world.root / "a.png")
+    world.script.fails = {"verify/left thing": [StageError("blocked the picture", reason="blocked")]}
+    assert world.go("a.png").failures == {"blocked": 1}
+    made = world.calls
+    again = world.go("a.png")
+    assert (again.failures, world.calls) == ({"blocked": 1}, made)
+    assert [(f.reason, f.stage) for f in world.failures()] == [("blocked", "verify")]
+    parts, chosen = world.script.parts(local=True), settings(concepts=("entities", "spatial"))
+    images = [world.root / "a.png"]
+    assert asyncio.run(run(images, world.out, parts, chosen, Recorder(), ask_blocked=True)).done == 1
+    assert (world.calls, world.failures()) == (PER_IMAGE + 1, [])

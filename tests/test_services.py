@@ -238,6 +238,56 @@ def test_429_is_waited_for_and_asked_again(tmp_path: Path, run: Any, monkeypatch
     assert (code, waited, failures(tmp_path)) == (0, [9], [])
 
 
+def test_what_is_blocked_is_kept_and_asked_again_only_when_told(tmp_path: Path, run: Any, capfd: Any) -> None:
+    runs = str(tmp_path / "runs")
+    with VlmServer(replies={"describe": [Reply(blocked="PROHIBITED_CONTENT")]}) as server:
+        assert run(server)[0] == 1
+        code, printed = run(server)
+        assert (code, len(server.asked)) == (1, 1)
+        assert "blocked 1" in printed
+        assert main(["retry", runs, "--reason", "timeout"]) == 2
+        assert "--reason timeout: no image failed for it. There are blocked 1" in capfd.readouterr().err
+        assert main(["retry", runs, "--reason", "blocked", "--concepts", "spatial"]) == 0
+        assert asked(server) == {**ONE_IMAGE, "describe": 2, "compose": 1, "align": 2, "negatives": 1, "refute": 1}
+        capfd.readouterr()
+        assert main(["retry", runs]) == 0
+        assert "No image has failed" in capfd.readouterr().out
+
+
+def test_retry_wants_a_folder_of_a_run(tmp_path: Path, capfd: Any) -> None:
+    assert main(["retry", str(tmp_path / "none")]) == 2
+    assert "no run has written here" in capfd.readouterr().err
+
+
+def test_a_budget_is_kept_and_said(tmp_path: Path, run: Any) -> None:
+    """28 calls at $0.000475; each may cost as much as its longest answer."""
+    with VlmServer() as server:
+        code, printed = run(server, "--budget_usd", "0.036", "--price", "0.3,2.5")
+        stopped = len(server.asked)
+        assert (code, "stopped: --budget_usd 0.036: $0.0" in printed) == (1, True), printed
+        assert 0 < stopped < 28
+        assert {request.body["generationConfig"]["maxOutputTokens"] for request in server.asked} == {4096, 12288}
+        code, printed = run(server, "--budget_usd", "1")
+        assert (code, len(server.asked)) == (0, 28), printed
+        assert run(server, "--budget_usd", "0.001")[0] == 0  # nothing is left to pay for
+
+
+@pytest.mark.parametrize(("price", "said"), [(None, "price of openai:my-llava is unknown"), ("1000,1000", "$29.96")])
+def test_a_price_that_is_not_known_can_be_told(tmp_path: Path, run: Any, price: str | None, said: str) -> None:
+    with VlmServer() as server:
+        more = ["--budget_usd", "100", *(["--price", price] if price else [])]
+        code, printed = run(server, *more, "--vlm_base_url", f"{server.url}/v1", vlm="openai:my-llava")
+    assert (code, len(server.asked)) == ((0, 28) if price else (2, 0)), printed
+    assert said in printed
+
+
+def test_calls_a_minute(tmp_path: Path, run: Any) -> None:
+    with VlmServer() as server:
+        assert run(server, "--rpm", "1200", "--concepts", "entities")[0] == 0
+    starts = sorted(server.times)
+    assert all(late - early > 0.04 for early, late in zip(starts, starts[1:], strict=False))
+
+
 def test_an_answer_asked_again_is_counted(tmp_path: Path, run: Any) -> None:
     with VlmServer(replies={"compose": [Reply(text="[1, 2")]}) as server:
         code, printed = run(server)

@@ -131,6 +131,7 @@ class VlmServer(LocalServer):
         self.replies = {question: list(some) for question, some in (replies or {}).items()}
         self.asked: list[Asked] = []
         self.refused: list[str] = []
+        self.times: list[float] = []  # when they came, `time.monotonic`
 
     @property
     def url(self) -> str:
@@ -144,6 +145,7 @@ class VlmServer(LocalServer):
         """The reply to a well-formed request."""
         with self.lock:
             self.asked.append(asked)
+            self.times.append(time.monotonic())
             waiting = self.replies.get(asked.question)
             return waiting.pop(0) if waiting else Reply(text=json.dumps(self.answer(asked)))
 
