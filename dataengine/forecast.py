@@ -100,9 +100,12 @@ def forecast(findings: Iterable[Finding], output_dir: Path, parts: Parts, settin
         earlier.add(folder)
         for usage in folder.usage.values():
             spent.add(usage)
-    paid = [question for question in CALLS if _is_paid(question, parts, settings)]
-    measured = {question: rate for question in paid if (rate := earlier.rate(question))}
-    rates = {question: measured.get(question) or assumed(question, parts, settings) for question in paid}
+    questions = dict.fromkeys(stage.partition("/")[0] for stage in UPSTREAM)
+    measured = {question: rate for question in questions if (rate := earlier.rate(question))}
+    services = {
+        question: assumed(question, parts, settings) for question in CALLS if _is_paid(question, parts, settings)
+    }
+    rates = {q: rate for q in questions if (rate := measured.get(q) or services.get(q)) and rate.calls}
     images, calls = count_calls(findings, stages_asked(parts, settings), rates)
     return Forecast(
         images,
@@ -114,7 +117,7 @@ def forecast(findings: Iterable[Finding], output_dir: Path, parts: Parts, settin
 
 
 def _is_paid(question: str, parts: Parts, settings: Settings) -> bool:
-    """Whether a stage asks a service; of the grounders `moondream` does."""
+    """Whether a stage is known to ask a service; of the grounders `moondream` does, of one's own it is not known."""
     return settings.grounder == "moondream" if question in OF_GROUNDER else not parts.annotator.local
 
 
@@ -126,17 +129,14 @@ def count_calls(
 ) -> tuple[int, dict[str, float]]:
     """For how many images anything is asked, and how many calls of each stage that makes."""
     images, calls = 0, dict.fromkeys(rates, 0.0)
-    units = _units(asked)
+    units = [unit for unit in _units(asked) if unit.partition("/")[0] in rates]
     for found in findings:
         if found.first or found.goes_on:
             images += 1
             have = _journaled(found.folder) if found.goes_on else Counter[str]()
-            again = {unit for unit in units if _is_asked_again(unit, found)}
             for unit in units:
                 question = unit.partition("/")[0]
-                if question not in rates:
-                    continue
-                if unit in again:
+                if _is_asked_again(unit, found):
                     calls[question] += rates[question].calls
                 elif found.goes_on and not _is_passed(unit, have):
                     calls[question] += max(0.0, rates[question].calls - have[unit])

@@ -101,9 +101,9 @@ def stage_of(call: str) -> str:
     return call if question in ("compose", "negatives") else question
 
 
-def save(path: Path, side: int = 120) -> None:
-    """A photo, 3:2."""
-    Image.fromarray(Drawing.ground(side, side * 2 // 3, (90, 90, 90)).rgb).save(path)
+def save(path: Path, shade: int = 90) -> None:
+    """A photo of one grey."""
+    Image.fromarray(Drawing.ground(120, 80, (shade, shade, shade)).rgb).save(path)
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_a_lost_file_is_written_anew(world: World, lost: str) -> None:
 def test_all_is_asked_again(world: World, changed: str) -> None:
     """Of a photo with other content, and with --overwrite."""
     first = world.go()
-    change = {"overwrite": True} if changed == "overwrite" else {}
+    change: dict[str, Any] = {"overwrite": True} if changed == "overwrite" else {}
     if changed == "content":
         save(world.root / "a.png", 150)
     (found,) = world.explain(**change)
