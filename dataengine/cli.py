@@ -290,7 +290,8 @@ def run_command(options: argparse.Namespace) -> int:
     if options.explain or options.dry_run:
         return look_first(images, options.output_dir, settings, cost=options.dry_run)
     code = run_engine(images, options.output_dir, settings)
-    _next(f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir export")
+    if code < 128:
+        _next(f"dataengine export --runs_root {quoted(options.output_dir)} --out_dir export")
     return code
 
 

@@ -161,7 +161,7 @@ def _interruptible(bounds: Limits) -> Iterator[None]:
             task.cancel()
             return
         hint = "Run the same command again to go on where it was"
-        bounds.stop(StoppedError(f"stopped by {name}", hint=hint, reason="interrupted", exit_code=128 + number))
+        bounds.stop(StoppedError(f"interrupted ({name})", hint=hint, reason="interrupted", exit_code=128 + number))
         loop.call_later(GRACE, task.cancel)
 
     handled = []
