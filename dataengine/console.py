@@ -207,7 +207,7 @@ def what_next(survey: Survey, output_dir: str) -> list[str]:
 def print_plan(groups: Sequence[Group]) -> None:
     """What a run would do with how many images, and why."""
     total = sum(group.images for group in groups)
-    title = f"What a run would do with {total:,} images"
+    title = f"What a run would do with {total:,} image{'s' * (total != 1)}"
     table = Table("images", "what", "why", "such as", title=title, title_justify="left")
     table.columns[0].justify = "right"
     for group in groups:
@@ -221,21 +221,20 @@ def print_plan(groups: Sequence[Group]) -> None:
 
 def print_forecast(found: Forecast, settings: Settings) -> None:
     """What a run is expected to cost, by stage, and where the figures come from; the total is the last line."""
+    images = f"{found.images:,} image{'s' * (found.images != 1)} not done"
     if found.stages:
-        title = f"Expected of a run, for {found.images:,} images that are not done"
-        table = Table("stage", "calls", "tokens in", "tokens out", "cost", title=title, title_justify="left")
+        table = Table("stage", "calls", "tokens in", "tokens out", "cost", title=f"Expected, for {images}")
+        table.title_justify = "left"
         for column in table.columns[1:]:
             column.justify = "right"
         for stage, of_stage in found.stages.items():
             told = (_about(of_stage.input_tokens), _about(of_stage.output_tokens), money(of_stage.usd))
             table.add_row(stage, f"{of_stage.calls:,}", *told)
         Console().print(table)
-        for line in (*sources(found), *budgets(found, settings)):
-            say(line)
-    elif found.images:
-        say(f"{found.images:,} images are not done, but no call is paid for: all parts compute on this machine.")
     else:
-        say("Nothing is to be asked.")
+        say(f"Expected, for {images}: no call that is paid for.")
+    for line in (*sources(found), *budgets(found, settings)):
+        say(line)
     cost = found.total
     tokens = f"{_about(cost.input_tokens)} tokens in, {_about(cost.output_tokens)} out"
     say(f"total: {cost.calls:,} calls, {tokens}, {money(cost.usd)}")

@@ -17,7 +17,7 @@ from dataengine.basis import UPSTREAM
 from dataengine.parts import Parts
 from dataengine.plan import Finding, after, stages_asked
 from dataengine.records import CONCEPTS, PROMPTS_A_CONCEPT, Usage
-from dataengine.settings import MOONDREAM_CLOUD, Settings
+from dataengine.settings import MOONDREAM_CLOUD, QUESTIONS, Settings
 from dataengine.survey import Head, Surveyed, Tally, journal_steps, surveyed
 from dataengine.vlm.prices import usd
 
@@ -35,6 +35,7 @@ CALLS = {
 }
 PER_CONCEPT = ("compose", "align", "negatives", "detect", "refute")
 OF_GROUNDER = ("ground", "detect")
+STAGES_OF = {"annotator": QUESTIONS, "grounder": OF_GROUNDER, "segmenter": ("propose", "segment")}
 
 CHARACTERS_A_TOKEN = 4  # Google's and OpenAI's rule for English text
 SLOTS_AND_SCHEMA = 150  # tokens of labels, descriptions and field names around a template: a guess
@@ -76,6 +77,8 @@ class Forecast:
         measured: how many images in the output folder the figures were taken from.
         assumed: stages for which there was nothing to take them from.
         spent: what all in the output folder has cost already, which counts for a budget.
+        free: parts that compute on this machine.
+        unknown: parts of the user's own of which no run has shown yet whether they ask a service.
     """
 
     images: int = 0
@@ -83,6 +86,8 @@ class Forecast:
     measured: int = 0
     assumed: tuple[str, ...] = ()
     spent: Usage = field(default_factory=Usage)
+    free: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
     @property
     def total(self) -> Usage:
@@ -107,12 +112,16 @@ def forecast(findings: Iterable[Finding], output_dir: Path, parts: Parts, settin
     }
     rates = {q: rate for q in questions if (rate := measured.get(q) or services.get(q)) and rate.calls}
     images, calls = count_calls(findings, stages_asked(parts, settings), rates)
+    idle = [kind for kind, stages in STAGES_OF.items() if not rates.keys() & set(stages)]
+    own = [kind for kind in idle if ":" in getattr(settings, kind) and not earlier.images]
     return Forecast(
         images,
         {question: rates[question].times(count) for question, count in calls.items()},
         earlier.images,
         tuple(question for question in calls if question not in measured),
         spent.usage,
+        tuple(f"{kind} {getattr(parts, kind).name}" for kind in idle if kind not in own),
+        tuple(f"{kind} {getattr(parts, kind).name}" for kind in own),
     )
 
 
@@ -291,9 +300,13 @@ def sources(found: Forecast) -> list[str]:
         lines.append(f"Figures: averages of {made}.")
     if found.assumed:
         of = f"of {', '.join(found.assumed)} " if found.measured else ""
-        tokens = f"{CHARACTERS_A_TOKEN} characters of the templates a token, pictures as the provider counts them"
-        lines.append(f"Figures {of}assumed: {REGIONS} regions, {PROMPTS_A_CONCEPT} prompts a concept; {tokens};")
+        lines.append(f"Figures {of}assumed: {REGIONS} regions, {PROMPTS_A_CONCEPT} prompts a concept;")
+        lines.append(f"{CHARACTERS_A_TOKEN} characters of a template a token, pictures as their provider counts them;")
         lines.append("lengths of answers and of thinking are guesses.")
+    if found.free:
+        lines.append(f"Computed on this machine, at no cost: {', '.join(found.free)}.")
+    if found.unknown:
+        lines.append(f"Not counted, since no run has shown what they ask: {', '.join(found.unknown)}.")
     return lines
 
 

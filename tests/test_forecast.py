@@ -238,4 +238,16 @@ def test_sources_in_words() -> None:
     """Where figures were measured and where not."""
     assert sources(Forecast(measured=1)) == ["Figures: averages of 1 image done here by the same parts and model."]
     both = sources(Forecast(measured=1200, assumed=("refute",)))
-    assert "1,200 images" in both[0] and both[1].startswith("Figures of refute assumed: 7 regions, 3 prompts a concept")
+    assert "1,200 images" in both[0] and both[1] == "Figures of refute assumed: 7 regions, 3 prompts a concept;"
+
+
+@pytest.mark.parametrize("annotator_is_local", [True, False])
+def test_parts_that_cost_nothing_are_named(annotator_is_local: bool) -> None:
+    """And those of the user's own, of which it is not known."""
+    parts = two_things().parts(local=annotator_is_local)
+    chosen = settings(segmenter="mine:Cutter")
+    told = forecast([], Path("nowhere"), parts, chosen)
+    assert told.free == (("annotator scripted",) if annotator_is_local else ()) + ("grounder scripted",)
+    assert told.unknown == ("segmenter scripted",)
+    assert f"at no cost: {', '.join(told.free)}." in sources(told)[0]
+    assert sources(told)[1] == "Not counted, since no run has shown what they ask: segmenter scripted."
