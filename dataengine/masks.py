@@ -45,7 +45,7 @@ class Mask:
         """From an array (H, W) of bool or numbers; every value other than 0 is inside."""
         if array.ndim != 2:
             raise ValueError(f"mask must have shape (H, W), but got {array.shape}")
-        inside = np.ascontiguousarray(array != 0).view(np.uint8)
+        inside = np.ascontiguousarray(array if array.dtype == np.bool_ else array != 0).view(np.uint8)
         if not inside.size:
             raise ValueError(f"mask must be at least 1x1, but got {array.shape[1]}x{array.shape[0]}")
         rle = coco.encode(cv2.transpose(inside).T)  # a quarter of the time of NumPy's column-major copy
@@ -81,8 +81,19 @@ class Mask:
 
     def array(self) -> BoolArray:
         """The mask as (H, W) bool, in rows."""
-        decoded: BoolArray = cv2.transpose(coco.decode(self._rle).T).view(np.bool_)
+        decoded: BoolArray = self._part(slice(0, self.width), slice(0, self.height)).view(np.bool_)
         return decoded
+
+    def _part(self, columns: slice, rows: slice) -> npt.NDArray[np.uint8]:
+        """A part of the mask, (rows, columns), 1 inside; the runs of other columns are passed over."""
+        ends = np.cumsum(_runs(self.counts))
+        if not len(ends) or ends[-1] != self.height * self.width:
+            raise ValueError(f"mask's runs do not add up to {self.width}x{self.height} pixels")
+        first, last = columns.start * self.height, columns.stop * self.height
+        ends = np.clip(ends, first, last)
+        values = np.arange(len(ends), dtype=np.uint8) & 1  # the first run is outside
+        part = np.repeat(values, ends - np.append(first, ends[:-1]))
+        return np.asarray(cv2.transpose(part.reshape(-1, self.height)[:, rows]), np.uint8)
 
     @property
     def area(self) -> int:
@@ -125,7 +136,7 @@ class Mask:
         x0, y0, x1, y1 = self.xyxy
         columns, to_columns = _whole_steps(x0, x1, self.width, width)
         rows, to_rows = _whole_steps(y0, y1, self.height, height)
-        part = cv2.transpose(coco.decode(self._rle).T[columns, rows]).astype(np.float32)
+        part = self._part(columns, rows).astype(np.float32)
         size = (to_columns.stop - to_columns.start, to_rows.stop - to_rows.start)
         small = np.zeros((height, width), np.bool_)
         small[to_rows, to_columns] = cv2.resize(part, size, interpolation=cv2.INTER_AREA) >= 0.5
@@ -136,13 +147,15 @@ class Mask:
         if least < 2 or self.xyxy is None:
             return self
         x0, y0, x1, y1 = self.xyxy
-        whole = self.array().view(np.uint8)
-        part = np.pad(whole[y0 : y1 + 1, x0 : x1 + 1], 1)  # the ring joins all that is outside: no hole
-        solid = _without_small(part, least)
-        clean = 1 - _without_small(1 - solid, least)
+        columns, rows = slice(x0, x1 + 1), slice(y0, y1 + 1)
+        part = np.pad(self._part(columns, rows), 1)  # the ring joins all that is outside: no hole
+        if len(cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)[0]) == 1:
+            return self  # one piece without a hole
+        clean = 1 - _without_small(1 - _without_small(part, least), least)
         if np.array_equal(clean, part):
             return self
-        whole[y0 : y1 + 1, x0 : x1 + 1] = clean[1:-1, 1:-1]
+        whole = np.zeros((self.height, self.width), np.uint8)
+        whole[rows, columns] = clean[1:-1, 1:-1]
         return Mask.from_array(whole)
 
     def differing(self, other: Mask) -> int:
@@ -162,6 +175,22 @@ def iou_matrix(first: Sequence[Mask], second: Sequence[Mask]) -> npt.NDArray[np.
     crowd = [0] * len(second)
     pairs: npt.NDArray[np.float64] = coco.iou([m._rle for m in first], [m._rle for m in second], crowd)
     return pairs
+
+
+def _runs(counts: str) -> npt.NDArray[np.int64]:
+    """The lengths of COCO's compressed runs, outside first: what `rleFrString` reads in a loop."""
+    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes < 32)  # five bits in each character, the sixth says that more follow
+    if not len(ends):
+        return np.zeros(0, np.int64)
+    starts = np.append(0, ends[:-1] + 1)
+    digits = ends - starts + 1
+    places = np.arange(ends[-1] + 1) - np.repeat(starts, digits)
+    runs = np.add.reduceat((codes[: len(places)] & 31) << (5 * places), starts)
+    runs -= ((codes[ends] & 16) >> 4) << (5 * digits)  # the sign
+    for parity in (1, 2):  # from the third on, a run is told by what it is more than the one before last
+        runs[parity::2] = np.cumsum(runs[parity::2])
+    return np.asarray(runs, np.int64)
 
 
 def _whole_steps(first: int, last: int, length: int, to: int) -> tuple[slice, slice]:

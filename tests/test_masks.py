@@ -84,6 +84,19 @@ def test_bad_shapes_say_expected_against_got(build: Any, words: str) -> None:
         build()
 
 
+@pytest.mark.parametrize("counts", ["", "o", "1", "zz", "99999"])
+def test_runs_of_another_size_are_no_mask(counts: str) -> None:
+    with pytest.raises(ValueError, match="do not add up to 5x4 pixels"):
+        Mask(4, 5, counts).array()
+
+
+def test_runs_of_any_length_come_back() -> None:
+    lengths = [0, 1, 15, 16, 17, 500, 511, 512, 513, 3, 16383, 16384, 16385, 1, 70_000, 2, 9]
+    column = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)[:, None]
+    for array in (column, ~column, column.T):
+        np.testing.assert_array_equal(Mask.from_array(array).array(), array)
+
+
 def test_empty_masks() -> None:
     empty, full = Mask.empty(4, 6), Mask.from_array(np.ones((4, 6)))
     assert (empty.area, empty.xyxy) == (0, None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal
@@ -173,7 +174,7 @@ class VlmAnnotator:
         """Labels of the regions worth asking about, with their boxes where the grounder takes them."""
         names = self._templates_of("describe", "")[: 2 if with_boxes else 1]
         instruction = self._instruction("describe", names=names, MAX_REGIONS=max_regions)
-        shown: list[str | bytes] = ["The photo:", await asyncio.to_thread(jpeg_of, photo)]
+        shown = await _shown(photo)
         kind: type[Labels | BoxedLabels] = BoxedLabels if with_boxes else Labels
         answer = await self._vlm.ask(Question("describe", instruction, shown, kind))
         return Answer([_region(entry, photo) for entry in answer.value.regions], answer.usage)
@@ -182,9 +183,8 @@ class VlmAnnotator:
         self, photo: Photo, label: str, masks: Mapping[Choice, Mask], pictures: Mapping[Choice, RgbArray]
     ) -> Answer[RegionVerdict]:
         """Judges and picks in one question, so that the mask that is kept is one that was judged."""
-        shown: list[str | bytes] = ["The photo:", await asyncio.to_thread(jpeg_of, photo)]
-        for choice, picture in pictures.items():
-            shown += [f"The {choice} mask, in red with a green box:", await asyncio.to_thread(jpeg, picture)]
+        masked = [(f"The {c} mask, in red with a green box:", partial(jpeg, p)) for c, p in pictures.items()]
+        shown = await _shown(photo, *masked)
         choices = " or ".join(f'"{choice}"' for choice in (*masks, "neither"))
         instruction = self._instruction("verify", LABEL=label, CHOICES=choices)
         kind: type[BaseModel] = VerdictOfTwo if "refined" in masks else Verdict
@@ -205,14 +205,13 @@ class VlmAnnotator:
 
     async def _ask_about(self, scene: Scene, question: str, concept: str, kind: type[BaseModel]) -> Answer[BaseModel]:
         instruction = self._instruction(question, concept, DENSE_CAPTION=scene.caption)
-        shown: list[str | bytes] = ["The photo:", await asyncio.to_thread(jpeg_of, scene.photo)]
-        shown += ["The same photo with its regions numbered:", await asyncio.to_thread(self._numbered, scene)]
+        numbers = ("The same photo with its regions numbered:", partial(self._numbered, scene))
+        shown = await _shown(scene.photo, numbers)
         return await self._vlm.ask(Question(question, instruction, shown, kind))
 
     async def align(self, scene: Scene, prompt: Prompt, picture: RgbArray) -> Answer[Alignment]:
         """Whether the prompt means what the picture shows, and, where `exhaustive`, nothing else in the photo."""
-        shown: list[str | bytes] = ["The photo:", await asyncio.to_thread(jpeg_of, scene.photo)]
-        shown += ["The masks, in colour, the rest dimmed:", await asyncio.to_thread(jpeg, picture)]
+        shown = await _shown(scene.photo, ("The masks, in colour, the rest dimmed:", partial(jpeg, picture)))
         instruction = self._instruction("align", PROMPT=prompt.prompt)
         kind: type[BaseModel] = ExhaustiveFit if self._settings.exhaustive else Fit
         answer = await self._vlm.ask(Question("align", instruction, shown, kind))
@@ -220,10 +219,22 @@ class VlmAnnotator:
 
     async def align_negative(self, scene: Scene, negative: Negative) -> Answer[Alignment]:
         """Whether there is no pixel of what the prompt asks for; the plain photo is shown."""
-        shown: list[str | bytes] = ["The photo:", await asyncio.to_thread(jpeg_of, scene.photo)]
+        shown = await _shown(scene.photo)
         instruction = self._instruction("refute", PROMPT=negative.prompt, DECOY=negative.target_decoy)
         answer = await self._vlm.ask(Question("refute", instruction, shown, ExhaustiveFit))
         return Answer(Alignment.model_validate(answer.value.model_dump()), answer.usage)
+
+
+async def _shown(photo: Photo, *others: tuple[str, Callable[[], bytes]]) -> list[str | bytes]:
+    """A question's parts: the photo and other pictures, each after its title, all encoded on one way into a thread."""
+
+    def encoded() -> list[str | bytes]:
+        parts: list[str | bytes] = ["The photo:", jpeg_of(photo)]
+        for title, make in others:
+            parts += [title, make()]
+        return parts
+
+    return await asyncio.to_thread(encoded)
 
 
 def _region(entry: Label, photo: Photo) -> DescribedRegion:
