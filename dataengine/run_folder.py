@@ -1,6 +1,7 @@
 """The run folder: the files of one image. The only module that knows their names, and their only writer.
 
-Every file is written whole or not at all: into a temporary file beside it, which then takes its name.
+Every file is written whole or not at all, through a power cut too: into a temporary file beside it, which takes its
+name when it is on the disk.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dataengine.errors import DataEngineError, output_error
 from dataengine.images import Photo, RgbArray
-from dataengine.journal import Journal
+from dataengine.journal import Journal, sync
 from dataengine.masks import Mask
 from dataengine.overlays import numbered, region_overlay
 from dataengine.packing import npz, png
@@ -66,6 +67,10 @@ class RunFolder:
         """The image's durable steps."""
         return Journal(self.path / JOURNAL)
 
+    def open_journal(self) -> None:
+        """Read the journal now; it may be long, and whoever asks for it first waits."""
+        _ = self.journal
+
     @cached_property
     def record(self) -> RunRecord | None:
         """`run.json`; None where there is none that can be read."""
@@ -77,7 +82,8 @@ class RunFolder:
             return False
         wanted = [ORIGINAL, ALL_REGIONS, ACCEPTED, *(f"{concept}/{SUMMARY}" for concept in concepts)]
         wanted += [f"{NEGATIVES}/{concept}.json" for concept in concepts] if negatives else []
-        return all((self.path / name).exists() for name in wanted)
+        root = f"{self.path}/"  # of a hundred thousand folders, making a Path for each file would take most of the time
+        return all(os.path.exists(root + name) for name in wanted)  # noqa: PTH110
 
     def begin(self, record: RunRecord) -> None:
         """Claim the folder for a run. Results made from other inputs are removed; the journal stays."""
@@ -86,7 +92,12 @@ class RunFolder:
         self._write_json(RUN, record)
 
     def finish(self, record: RunRecord) -> None:
-        """Mark the folder complete."""
+        """Mark the folder complete, once the names of all its files are on the disk."""
+        try:
+            for folder, _, _ in os.walk(self.path):
+                sync(Path(folder))
+        except OSError as error:
+            raise output_error(error, self.path) from error
         self._write_json(RUN, record)
 
     def clear(self) -> None:
@@ -209,8 +220,11 @@ def _accepted_region(index: int, region: JudgedRegion, mask: Mask) -> AcceptedRe
     )
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file whole or not at all, making its folder.
+
+    Args:
+        durable: it is on the disk before it takes its name, so that a power cut leaves no half file either.
 
     Raises:
         OutputError: the disk is full or the folder cannot be written; no half file is left.
@@ -219,6 +233,8 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
+        if durable:
+            sync(temporary)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
