@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from dataengine.basis import UPSTREAM, Basis, basis, fingerprint
-from dataengine.journal import BLOCKED
+from dataengine.journal import BLOCKED, digest
 from dataengine.output_folder import Folders, content_now
 from dataengine.parts import Parts
 from dataengine.records import CONCEPTS, Failure, RunRecord, Source
@@ -115,6 +115,7 @@ class Planner:
 
     settings: Settings
     basis: Basis
+    basis_digest: str
     asked: tuple[str, ...]
     failures: Mapping[str, Failure]
 
@@ -122,7 +123,7 @@ class Planner:
     def of(cls, output_dir: Path, parts: Parts, settings: Settings) -> Planner:
         """The planner of a run."""
         rests_on = json.loads(json.dumps(basis(parts, settings)))
-        return cls(settings, rests_on, stages_asked(parts, settings), read_failures(output_dir))
+        return cls(settings, rests_on, digest(rests_on), stages_asked(parts, settings), read_failures(output_dir))
 
     def find(self, image: Path, folder: RunFolder) -> Finding:
         """What the run would do with an image, whose folder is this."""
@@ -148,22 +149,31 @@ class Planner:
         return Finding(image, folder.path, "failed", (_failed(failure),), goes_on=True)
 
     def _of_same_photo(self, image: Path, folder: RunFolder, record: RunRecord, content: str) -> Finding:
-        mark = fingerprint(content, self.basis)
-        changes = {} if record.fingerprint == mark else self._changes(record)
+        changes = {} if record.fingerprint == fingerprint(content, self.basis_digest) else self._changes(record)
         first = tuple(stage for stage in self.asked if changes.get(stage))
         then = after(first, self.asked)
-        why = tuple(self._lines({stage: changes[stage] for stage in first}))
+        why = tuple(_lines({stage: changes[stage] for stage in first}))
         if not record.complete:
-            failure = self.failures.get(path_text(image))
-            what: What = "failed" if failure else "unfinished"
-            if failure and failure.reason == BLOCKED and not first:
-                return Finding(image, folder.path, "blocked", (f"at {failure.stage}: not asked again",))
-            told = (_failed(failure),) if failure else ()
-            return Finding(image, folder.path, what, (*told, *why), first, then, goes_on=True)
-        if record.fingerprint != mark:
+            return self._unfinished(image, folder, Finding(image, folder.path, "unfinished", why, first, then, True))
+        made, told = self._not_made(folder, record)
+        why, first = (*why, *told), tuple(stage for stage in self.asked if stage in (*first, *made))
+        if changes:
             why = why or ("what is asked for now is as before: answers are kept, files written anew",)
+            then = tuple(stage for stage in then if stage not in made)
             return Finding(image, folder.path, "redone", (*why, *self._removed(record)), first, then)
-        return self._lacking(image, folder, record)
+        if folder.is_complete(record.fingerprint, self.settings.concepts, self.settings.negatives):
+            return Finding(image, folder.path, "done")
+        why = why or ("a result file is missing: written anew, from answers kept",)
+        return Finding(image, folder.path, "redone", why, first)
+
+    def _unfinished(self, image: Path, folder: RunFolder, found: Finding) -> Finding:
+        """An image that was begun: it goes on, or failed, or was blocked."""
+        failure = self.failures.get(path_text(image))
+        if failure is None:
+            return found
+        if failure.reason == BLOCKED and not found.first:
+            return Finding(image, folder.path, "blocked", (f"at {failure.stage}: not asked again",))
+        return replace(found, what="failed", why=(_failed(failure), *found.why))
 
     def _changes(self, record: RunRecord) -> dict[str, tuple[str, ...]]:
         """By stage, what it rests on now that it did not when the folder was made."""
@@ -172,21 +182,18 @@ class Planner:
             return dict.fromkeys(self.asked, (told,))
         return {s: differences(record.basis.get(s, {}), self.basis[s], record.source) for s in self.basis}
 
-    def _lacking(self, image: Path, folder: RunFolder, record: RunRecord) -> Finding:
-        """What a complete folder of the right inputs still lacks."""
-        concepts, negatives, mark = self.settings.concepts, self.settings.negatives, record.fingerprint
-        if folder.is_complete(mark, concepts, negatives):
-            return Finding(image, folder.path, "done")
-        new = [c for c in concepts if c not in record.concepts]
-        bare = [] if not negatives or record.settings.get("negatives") else [c for c in concepts if c not in new]
-        bare = [c for c in bare if folder.is_complete(mark, (c,), False) and not folder.is_complete(mark, (c,), True)]
-        decoys = [c for c in concepts if c in (*new, *bare)] if negatives else []
-        if not new and not decoys:
-            return Finding(image, folder.path, "redone", ("a result file is missing: written anew, from answers kept",))
-        lacking = (("prompts", new), ("negatives", decoys))
-        why = tuple(f"{kind} not made yet: {', '.join(of)}" for kind, of in lacking if of)
-        made = (*(f"compose/{c}" for c in new), *(f"negatives/{c}" for c in decoys))
-        return Finding(image, folder.path, "redone", why, made)
+    def _not_made(self, folder: RunFolder, record: RunRecord) -> tuple[list[str], list[str]]:
+        """The stages of concepts and negatives that a complete folder was not asked for, and that in words."""
+        concepts, mark = self.settings.concepts, record.fingerprint
+        prompts = [c for c in concepts if c not in record.concepts]
+        negatives = list(prompts)
+        if not record.settings.get("negatives"):
+            bare = (c for c in concepts if folder.is_complete(mark, (c,), False))
+            negatives += [c for c in bare if c not in prompts and not folder.is_complete(mark, (c,), True)]
+        negatives = [c for c in concepts if c in negatives and self.settings.negatives]
+        lacking = (("prompts", prompts), ("negatives", negatives))
+        told = [f"{kind} not made yet: {', '.join(of)}" for kind, of in lacking if of]
+        return [*(f"compose/{c}" for c in prompts), *(f"negatives/{c}" for c in negatives)], told
 
     def _removed(self, record: RunRecord) -> tuple[str, ...]:
         """Results that go when the folder is made from other inputs, since they are not asked for now."""
@@ -195,12 +202,13 @@ class Planner:
             gone.append("negatives")
         return (f"results not asked for now are removed: {', '.join(gone)}",) if gone else ()
 
-    def _lines(self, changes: Mapping[str, tuple[str, ...]]) -> list[str]:
-        """The changes, a line for all stages of which the same has changed."""
-        stages: dict[tuple[str, ...], list[str]] = {}
-        for stage, told in changes.items():
-            stages.setdefault(told, []).append(stage)
-        return [f"{named(of_these)}: {'; '.join(told)}" for told, of_these in stages.items()]
+
+def _lines(changes: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The changes, a line for all stages of which the same has changed."""
+    stages: dict[tuple[str, ...], list[str]] = {}
+    for stage, told in changes.items():
+        stages.setdefault(told, []).append(stage)
+    return [f"{named(of_these)}: {'; '.join(told)}" for told, of_these in stages.items()]
 
 
 def named(stages: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from dataengine.prompts import TEMPLATES
 from dataengine.records import CONCEPTS, Usage
 from dataengine.settings import QUESTIONS, THINKING_LEVELS, Settings
 from dataengine.survey import Tally, survey
-from tests.scripted import Script, ScriptedGrounder, ScriptedSegmenter, settings, two_things
+from tests.scripted import Script, ScriptedGrounder, ScriptedSegmenter, negative, prompt, settings, two_things
 from tests.test_plan import World, save
 
 PAID = Usage(calls=1, input_tokens=1000, output_tokens=50, usd=0.01)
@@ -59,12 +59,15 @@ CHANGES: list[tuple[Mapping[str, Any], bool]] = [  # whether all answers differ 
     ({"overwrite": True}, True),
     ({"negatives": False}, True),
     ({"concepts": ("spatial",)}, True),
+    ({"concepts": ("spatial", "entities", "physics"), "thinking": "align=128"}, True),
 ]
 
 
 @pytest.mark.parametrize(("change", "differ"), CHANGES, ids=lambda value: str(value)[:50])
 def test_what_is_expected_is_what_it_costs(world: World, change: Mapping[str, Any], differ: bool) -> None:
     """Calls by stage and tokens, of new images and of those that are redone; no less, where some answers stay."""
+    world.script.prompts["physics"] = [prompt(f"Segment the {w} one", "physics") for w in ("heavy", "light")]
+    world.script.negatives["physics"] = [negative("Mark the light absent", "physics")]
     for name in ("new", "newer"):
         save(world.root / f"{name}.png", 200 + len(name))
     told, before = expected(world, **change), survey(world.out).cost

@@ -245,6 +245,17 @@ def test_negatives_that_were_not_asked_for_are_not_made_yet(world: World) -> Non
     assert set(world.go()) == {*found.first, "detect", "refute"}
 
 
+def test_changes_and_what_is_not_made_yet_add_up(world: World) -> None:
+    """A stage that has changed, a concept that is new, and negatives that were not asked for."""
+    world.go(concepts=("entities",), negatives=False)
+    (found,) = world.explain(thinking="align=low")
+    assert found.why == (
+        "align: thinking off -> low", "prompts not made yet: spatial", "negatives not made yet: entities, spatial",
+    )  # fmt: skip
+    assert (set(found.first), found.then) == ({"align", "compose/spatial", *by_concept("negatives")}, ())
+    assert set(world.go(thinking="align=low")) == {*found.first, "detect", "refute"}
+
+
 @pytest.mark.parametrize("lost", ["original_image.png", "spatial/summary.json", "negatives/entities.json"])
 def test_a_lost_file_is_written_anew(world: World, lost: str) -> None:
     """From answers that are kept."""
