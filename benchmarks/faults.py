@@ -40,7 +40,7 @@ RUNS = 12
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of an answer; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=0.2, help="of an answer; default: %(default)s")
     parser.add_argument("--concurrency", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--timeout", type=float, default=6, help="of a call, in seconds; default: %(default)s")
     parser.add_argument("--limit", type=float, default=10, help="seconds an image that a run may take (%(default)s)")
