@@ -91,7 +91,8 @@ def test_explain(done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[
     for text in (
         "What a run would do with 3 images", "all: new", "new.png", "try again: failed", "at read: not_an_image",
         "redo", "describe: max_regions 3 -> 4", "a [b].png", "Nothing was asked or written.",
-        "then ground, segment, verify, compose/entities, negatives/entities, align, refute, where their answers differ",
+        "negatives not made yet: entities",
+        "then ground, segment, verify, compose/entities, align, refute, where their answers differ",
     ):  # fmt: skip
         assert text in shown
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

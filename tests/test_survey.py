@@ -135,6 +135,15 @@ def test_damaged_lines_are_passed_over(tmp_path: Path) -> None:
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
+def test_a_line_that_is_cut_off_in_its_result_is_not_done(tmp_path: Path) -> None:
+    """As the journal writes it: cost first, the result last."""
+    folder = write_folder(tmp_path, "/in/a", complete=False)
+    line = {"step": "verify/000", "key": "k", "seconds": 1.0, "usage": PAID.model_dump(), "result": {"reason": "it"}}
+    text = json.dumps(line, separators=(",", ":"))
+    (folder / "journal.jsonl").write_text(f"{text}\n{text[:-5]}")
+    assert list(journal_steps(folder)) == [("verify/000", PAID, True)]
+
+
 def test_what_is_not_ours_is_not_counted(tmp_path: Path) -> None:
     """A run folder of the published engine, a file of that name, other folders."""
     (tmp_path / "out_region_refine_theirs").mkdir()
