@@ -36,6 +36,7 @@ CALLS = 1 + REGIONS + CONCEPTS + CONCEPTS * PROMPTS
 LONGEST_WAY = 4  # answers that follow each other: describe, verify, compose, align
 MOST_CPU_SECONDS = 0.6
 MOST_BESIDE_ANSWERS = 1.5  # seconds of one image beside its four answers
+ROUNDED = 0.05  # seconds by which the engine's own line may be too small
 LEAST_SHARE = 0.85
 MOST_LAG = 0.1  # seconds, the 99th percentile
 
@@ -98,10 +99,10 @@ def one(root: Path, options: argparse.Namespace, claims: Claims) -> None:
     said = re.search(r"accepted \(([\d.]+) s\)", ended.output)
     if said is None:
         raise SystemExit(f"no time in what the run printed:\n{ended.last_lines}")
-    seconds, most = float(said[1]), LONGEST_WAY * options.seconds + MOST_BESIDE_ANSWERS
-    print(f"one: {seconds:.1f} s the image, {ended.seconds:.1f} s the process; answers take {options.seconds} s")
+    seconds, most = float(said[1]) + ROUNDED, LONGEST_WAY * options.seconds + MOST_BESIDE_ANSWERS
+    print(f"one: {said[1]} s the image, {ended.seconds:.1f} s the process; answers take {options.seconds} s")
     print(f"     published schedule: {other.seconds:.1f} s, {other.calls} calls (sample: 1 image)")
-    claims.check(seconds <= most, f"{seconds:.1f} s (<= {most:.1f}); ratio {other.seconds / seconds:.1f}")
+    claims.check(seconds <= most, f"{seconds:.2f} s at most (<= {most:.1f}); ratio {other.seconds / seconds:.1f}")
 
 
 def many(root: Path, options: argparse.Namespace, claims: Claims) -> None:
