@@ -68,7 +68,7 @@ class Photo:
     @cached_property
     def view_digest(self) -> str:
         """What identifies the view's pixels, for the keys of steps that look at it."""
-        return f"{self.digest}@{max(self.view.shape[:2])}"
+        return f"{self.digest}@{min(self.view_side, max(self.rgb.shape[:2]))}"
 
 
 def shrunk(rgb: RgbArray, side: int) -> RgbArray:
@@ -109,7 +109,9 @@ def read_photo(path: Path, max_side: int | None = None, view_side: int = VIEW_SI
         ) from None
     if max_side is not None:
         rgb = shrunk(rgb, max_side)
-    return Photo(path, rgb, hashlib.sha256(data).hexdigest(), view_side)
+    photo = Photo(path, rgb, hashlib.sha256(data).hexdigest(), view_side)
+    _ = photo.view  # made by who reads the photo, in a thread: the event loop may be the first to ask for it
+    return photo
 
 
 def _file_bytes(path: Path) -> bytes:

@@ -285,6 +285,16 @@ def test_view_and_digest_follow_the_size_used(tmp_path: Path) -> None:
     assert read_photo(path).digest == whole.digest
 
 
+@pytest.mark.parametrize(("size", "side"), [((1536, 1024), 768), ((700, 1021), 333), ((300, 200), 768), ((97, 64), 97)])
+def test_the_views_digest_tells_its_long_side(tmp_path: Path, size: tuple[int, int], side: int) -> None:
+    photo = read_photo(saved(tmp_path / "photo.png", Image.new("RGB", size)), view_side=side)
+    assert photo.view_digest == f"{photo.digest}@{max(photo.view.shape[:2])}"
+
+
+def test_the_view_is_there_once_a_photo_is_read(tmp_path: Path) -> None:
+    assert "view" in vars(read_photo(saved(tmp_path / "photo.png", quarters())))
+
+
 ODD_NAMES = ["a b.png", 'quote\'s "x".jpg', "日本 é😀.webp", "two\nlines.bmp", "-dash.tif", "#hash.tiff", "a[1].JPEG"]
 
 
