@@ -242,12 +242,15 @@ class Earlier:
             return None
         if spent is None or not spent.calls:
             return Rate()
-        tokens_in = spent.input_tokens / spent.calls
-        tokens_out = max(0.0, spent.output_tokens + self._thought[question]) / spent.calls
-        usd = None if spent.usd is None else spent.usd / spent.calls
-        if usd is None or not self._listed or self._thought[question]:
-            usd = price(question, tokens_in, tokens_out, self._settings)
-        return Rate(spent.calls / units, tokens_in, tokens_out, usd)
+        tokens = spent.input_tokens / spent.calls, spent.output_tokens / spent.calls
+        longer = tokens[0], max(0.0, spent.output_tokens + self._thought[question]) / spent.calls
+        usd = spent.usd / spent.calls if spent.usd is not None and self._listed else None
+        if usd is None:
+            usd = price(question, *longer, self._settings)
+        elif longer != tokens:  # the service's own price of a call, in the proportion of the list's
+            listed = [price(question, *told, self._settings) for told in (tokens, longer)]
+            usd = usd * listed[1] / listed[0] if listed[0] and listed[1] is not None else None
+        return Rate(spent.calls / units, *longer, usd)
 
 
 def assumed(question: str, parts: Parts, settings: Settings) -> Rate:

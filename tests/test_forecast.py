@@ -13,6 +13,7 @@ from dataengine.annotators.vlm import VlmAnnotator
 from dataengine.errors import StageError
 from dataengine.forecast import (
     THOUGHT_TOKENS,
+    Earlier,
     Forecast,
     _templates,
     assumed,
@@ -27,7 +28,7 @@ from dataengine.parts import Parts
 from dataengine.prompts import TEMPLATES
 from dataengine.records import CONCEPTS, Usage
 from dataengine.settings import QUESTIONS, THINKING_LEVELS, Settings
-from dataengine.survey import Tally, survey
+from dataengine.survey import Head, Surveyed, Tally, survey
 from tests.scripted import Script, ScriptedGrounder, ScriptedSegmenter, negative, prompt, settings, two_things
 from tests.test_plan import World, save
 
@@ -201,6 +202,43 @@ def test_thinking_that_was_changed_is_reckoned_with(world: World) -> None:
     told = expected(world, thinking="align=1000")
     assert told.stages["align"].output_tokens == told.stages["align"].calls * (50 + 1000)
     assert told.stages["align"].usd is None  # of scripted calls there is no price to reckon with
+
+
+@pytest.mark.usefixtures("keys")
+@pytest.mark.parametrize(
+    ("other", "usd"),
+    [
+        ({}, 0.5),  # as measured
+        ({"price": "1,10"}, (100 + 10 * 50) / 1e6),
+        ({"price": "0,10", "thinking": "align=150"}, 10 * 200 / 1e6),
+        ({"thinking": "align=150"}, None),  # what the service took, in proportion to the list
+    ],
+)
+def test_the_price_of_a_measured_call(other: dict[str, Any], usd: float | None) -> None:
+    """The service's own, which may not be the list's: a name such as `latest` stands for one model today."""
+    parts, chosen = vlm_parts(**other)
+    paid = Usage(calls=2, input_tokens=200, output_tokens=100, usd=1.0)
+    head = Head.model_validate(
+        {
+            "complete": True,
+            "source": {"path": "/a"},
+            "concepts": ["spatial", "physics"],
+            "parts": {kind: {"name": getattr(parts, kind).name} for kind in ("annotator", "grounder", "segmenter")},
+            "settings": {"vlm": chosen.vlm, "thinking": {"align": "off"}},
+        }
+    )
+    earlier = Earlier(parts, chosen)
+    earlier.add(Surveyed(head, {"align": paid}))
+    rate = earlier.rate("align")
+    assert rate is not None and rate.calls == 1 and rate.usd is not None
+    if usd is None:
+        short, long = (price("align", 100, out, chosen) for out in (50, 200))
+        assert short and long and rate.usd == pytest.approx(0.5 * long / short)
+    else:
+        assert rate.usd == pytest.approx(usd)
+    other_model = Earlier(*vlm_parts(vlm="google:another"))
+    other_model.add(Surveyed(head, {"align": paid}))
+    assert other_model.images == 0
 
 
 @pytest.mark.parametrize(
