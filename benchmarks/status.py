@@ -2,19 +2,17 @@
 
     python -m benchmarks.status --folders 100000
 
-Makes up an output folder with a run folder for each of so many photos, by linking the files of one that the offline
+Makes up an output folder with a run folder for each of so many photos, by linking to the files of one that the offline
 preset really made. Each has a `run.json` of its own, as large as one of the preset `standard` with its model, templates
 and costs; some are unfinished and have a whole journal instead. Then, each in a child process with the files in the
 cache: the status of all; what the run's `--explain` says; and the run itself once all are complete, which has nothing
-to do but find that out. The photos are links of one file, so nothing is decoded. Making 100,000 folders takes minutes,
-and 5 GB of disk.
+to do but find that out. The photos are links to one file, so nothing is decoded. Making 100,000 folders takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -28,14 +26,7 @@ from dataengine.records import CONCEPTS, Usage
 from dataengine.settings import QUESTIONS
 
 MOST_SECONDS = 10.0
-LINKS = 20_000  # of one file: ext4 allows 65,000
-FILES = (
-    "original_image.png",
-    "all_regions_colored.png",
-    "accepted_regions/accepted.json",
-    *(f"{concept}/summary.json" for concept in CONCEPTS),
-    *(f"negatives/{concept}.json" for concept in CONCEPTS),
-)  # what a run looks for before it calls an image done
+LINKED = ("original_image.png", "all_regions_colored.png", "accepted_regions", "negatives", *CONCEPTS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +51,9 @@ def measure(root: Path, options: argparse.Namespace, claims: Claims) -> None:
     began = time.perf_counter()
     kind = make_kind(root)
     record = full_size(json.loads((kind / "run.json").read_bytes()))
+    (root / "photos").mkdir()
     for number in range(count):
-        make_folder(root, kind, record, number, complete=number >= unfinished)
+        make_folder(root, record, number, complete=number >= unfinished)
     journal = (kind / "journal.jsonl").stat().st_size // 1000
     size = len(json.dumps(record, indent=2)) // 1000
     print(f"{count:,} run folders ({unfinished:,} unfinished), run.json {size} KB, journal {journal} KB: made in "
@@ -86,13 +78,13 @@ def measure(root: Path, options: argparse.Namespace, claims: Claims) -> None:
 
 
 def make_kind(root: Path) -> Path:
-    """A run folder as the engine makes it, and the photo of it."""
-    (photo,) = make_photos(root / "kind", 1, (640, 480)).iterdir()
-    photo.rename(root / "kind" / "photo.jpg")
-    ended = run_child(["run", "-i", str(root / "kind"), "-o", str(root / "kind_runs"), "--preset", "offline"])
+    """A photo, and its run folder as the engine makes it."""
+    (photo,) = make_photos(root / "one", 1, (640, 480)).iterdir()
+    ended = run_child(["run", "-i", str(photo), "-o", str(root / "one"), "--preset", "offline"])
     if ended.code:
         raise SystemExit(f"the run failed:\n{ended.last_lines}")
-    return next((root / "kind_runs").glob("*/run.json")).parent
+    photo.rename(root / "photo.jpg")
+    return next((root / "one").glob("*/run.json")).parent.rename(root / "kind")
 
 
 def full_size(record: dict[str, Any]) -> dict[str, Any]:
@@ -110,23 +102,13 @@ def full_size(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "basis": basis, "usage": dict.fromkeys(QUESTIONS, spent), "prompt_digests": digests}
 
 
-def make_folder(root: Path, kind: Path, record: dict[str, Any], number: int, *, complete: bool) -> None:
+def make_folder(root: Path, record: dict[str, Any], number: int, *, complete: bool) -> None:
     """A photo and its run folder."""
     folder = folder_of(root, number)
-    for name in ("accepted_regions", "negatives", *CONCEPTS):
-        (folder / name).mkdir(parents=True)
-    pool = root / "pool" / str(number // LINKS)
-    if not pool.exists():
-        for name in (*FILES, "journal.jsonl"):
-            (pool / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(kind / name, pool / name)
-        shutil.copy2(root / "kind" / "photo.jpg", pool / "photo.jpg")
-        (root / "photos").mkdir(exist_ok=True)
-    for name in FILES:
-        os.link(pool / name, folder / name)
-    os.link(pool / "photo.jpg", photo_of(root, number))
-    if not complete:
-        os.link(pool / "journal.jsonl", folder / "journal.jsonl")
+    folder.mkdir(parents=True)
+    for name in (*LINKED, *(() if complete else ("journal.jsonl",))):
+        (folder / name).symlink_to(f"../../kind/{name}")
+    photo_of(root, number).symlink_to("../photo.jpg")
     write_record(root, record, number, complete=complete)
 
 
