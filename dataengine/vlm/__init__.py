@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
@@ -16,6 +16,9 @@ from dataengine.vlm import prices
 from dataengine.vlm.failures import failure
 from dataengine.vlm.metered import Learned, Metered
 from dataengine.vlm.providers import Client
+
+if TYPE_CHECKING:
+    from pydantic_ai import Agent
 
 A = TypeVar("A", bound=BaseModel)
 
@@ -52,6 +55,7 @@ class Vlm:
         self._settings = settings
         self._client = Client(settings)
         self._learned = Learned()
+        self._agents: dict[type[BaseModel], Agent[None, Any]] = {}
 
     async def __aenter__(self) -> Vlm:
         await self._client.open()
@@ -70,17 +74,14 @@ class Vlm:
             KeyRefusedError: the key is refused.
             StoppedError: the run's limits let no call begin any more.
         """
-        import pydantic_ai
-        from pydantic_ai import Agent, BinaryContent
+        from pydantic_ai import BinaryContent
 
-        pydantic_ai.BANNER_ENABLED = False  # an advertisement, in the middle of a user's progress bar
-        agent = Agent(output_type=self._client.output(question.answer), retries=REASKS)
         model = Metered(self._client.model, self._settings, self._learned)
         shown = [
             part if isinstance(part, str) else BinaryContent(part, media_type="image/jpeg") for part in question.parts
         ]
         try:
-            done = await agent.run(
+            done = await self._agent(question.answer).run(
                 shown,
                 model=model,
                 instructions=question.instruction,
@@ -92,3 +93,13 @@ class Vlm:
             raise told from error.__cause__
         answer: Any = done.output
         return Answer(answer, model.usage)
+
+    def _agent(self, answer: type[BaseModel]) -> Agent[None, Any]:
+        """pydantic-ai's agent for a shape of answers; making one takes a good part of what a call takes here."""
+        import pydantic_ai
+        from pydantic_ai import Agent
+
+        pydantic_ai.BANNER_ENABLED = False  # an advertisement, in the middle of a user's progress bar
+        if answer not in self._agents:
+            self._agents[answer] = Agent(output_type=self._client.output(answer), retries=REASKS)
+        return self._agents[answer]
