@@ -109,19 +109,18 @@ def many(root: Path, options: argparse.Namespace, claims: Claims) -> None:
     """Images a minute."""
     with standing_in(seconds=options.seconds, regions=REGIONS, prompts=PROMPTS) as model:
         flags = ("--concurrency", str(options.concurrency))
-        began = time.monotonic()  # the stand-in's clock too: one machine has one
+        began, at = time.monotonic(), time.time()  # the first is the stand-in's clock too: a machine has one
         ended = engine(root, "many", model.url, options.images, *flags, lag=root / "lag.json")
         stats = model.stats()
         other = published(root, "many", model.url)
-    done = sorted(file.stat().st_mtime for file in (root / "many").glob("*/run.json"))
+    done = sorted(file.stat().st_mtime - at for file in (root / "many").glob("*/run.json"))
     start_up = stats.began - began
     whole = 60 * len(done) / (ended.seconds - start_up)
-    tenth = len(done) // 10
-    middle = 60 * (len(done) - 2 * tenth) / (done[-1 - tenth] - done[tenth]) if tenth else whole
     possible = 60 * options.concurrency / options.seconds / CALLS
     lag = json.loads((root / "lag.json").read_text())
     print(f"many: {len(done)} images in {ended.seconds:.1f} s, {start_up:.1f} s before the first call among them")
-    print(f"      {whole:.1f} images a minute in all, {middle:.1f} in the middle; {possible:.1f} are possible")
+    marks = ", ".join(f"{part} after {done[len(done) * part // 100 - 1]:.0f} s" for part in (10, 50, 90, 100))
+    print(f"      {whole:.1f} images a minute, {possible:.1f} are possible; per cent of the images complete: {marks}")
     print(f"      {stats.mean_in_flight:.1f} calls in flight on average, {stats.most_in_flight} at most")
     print(f"      {ended.cpu_seconds:.0f} CPU s, peak {ended.peak_mib:.0f} MiB; lag {in_ms(lag)} ms")
     print(f"      published schedule: {60 / other.seconds:.2f} images a minute (sample: 1 image)")
