@@ -226,7 +226,7 @@ class Earlier:
         for question, usage in folder.usage.items():
             self._spent.setdefault(question, Tally()).add(usage)
             then, now = head.settings.thinking.get(question), self._settings.thinking.get(question)
-            if then is not None and now is not None and then != now:
+            if isinstance(then, (str, int)) and now is not None and then != now:
                 self._thought[question] += usage.calls * (thought(now) - thought(then))
 
     def _is_alike(self, head: Head) -> bool:
@@ -280,7 +280,7 @@ def _templates(question: str, parts: Parts, settings: Settings) -> list[str]:
 
 def thought(setting: str | int) -> int:
     """Tokens thought before an answer."""
-    return setting if isinstance(setting, int) else THOUGHT_TOKENS[setting]
+    return setting if isinstance(setting, int) else THOUGHT_TOKENS.get(setting, 0)
 
 
 def price(question: str, tokens_in: float, tokens_out: float, settings: Settings) -> float | None:

@@ -37,12 +37,12 @@ class Origin(BaseModel):
 
 
 class Told(BaseModel):
-    """The settings of a run that say what its calls cost."""
+    """The settings of a run that say what its calls cost; taken as they are, since checking them takes its time."""
 
     vlm: str = ""
-    price: tuple[float, float] | None = None
+    price: object = None
     negatives: bool = True
-    thinking: dict[str, str | int] = {}
+    thinking: dict[str, object] = {}
 
 
 class Head(BaseModel):
