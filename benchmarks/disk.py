@@ -32,7 +32,7 @@ ALONE = "--in_own_namespace"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--mib", type=float, nargs="+", default=[0.05, 0.2, 3, 8], help="sizes of the disk (%(default)s)")
+    parser.add_argument("--mib", type=float, nargs="+", default=[0.05, 0.2, 3, 8], help="sizes (%(default)s)")
     parser.add_argument("--images", type=int, default=6, help="default: %(default)s")
     parser.add_argument("--concurrency", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=0.2, help="of an answer; default: %(default)s")
