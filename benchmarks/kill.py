@@ -32,14 +32,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.rig import Child, Claims, Ended, make_photos, run_child, run_flags
+from benchmarks.rig import Child, Claims, make_photos, run_child, run_flags, run_to_the_end
 from benchmarks.standin import StandIn, Stats, standing_in
 from benchmarks.trees import differences, done_twice
 
 SIZE = (640, 480)
 FAULTS = {"rate_limited": 0.06, "server_error": 0.05, "hang": 0.03, "dropped": 0.03, "broken_json": 0.03, "wait": 0.5}
 FLAGS = ("--vlm_timeout", "4", "--retry_seconds", "60")
-TRIES = 12  # runs to the end: a question whose answer broke twice is asked again by the next
 
 
 @dataclass
@@ -69,7 +68,7 @@ def compare(root: Path, options: argparse.Namespace) -> int:
     plan = {**FAULTS, "seconds": options.seconds, "seed": options.seed}
     with standing_in(**plan) as model:
         began = time.monotonic()
-        first, runs = to_the_end(run_flags(photos, root / "whole", model.url, *flags))
+        first, runs = run_to_the_end(run_flags(photos, root / "whole", model.url, *flags))
         whole = model.stats()
         port = model.port
     start_up = whole.began - began
@@ -77,7 +76,7 @@ def compare(root: Path, options: argparse.Namespace) -> int:
     with standing_in(port, **plan) as model:  # the same URL: it is among what answers rest on
         command = run_flags(photos, root / "killed", model.url, *flags)
         met = kill_often(command, model, options, start_up, whole)
-        last, runs = to_the_end(command)
+        last, runs = run_to_the_end(command)
         killed = model.stats()
         print(
             f"killed {met.kills} times: {paid(killed)}; {met.in_flight} calls in flight at the kills; then {runs} runs"
@@ -105,17 +104,6 @@ def compare(root: Path, options: argparse.Namespace) -> int:
 def paid(stats: Stats) -> str:
     broken = stats.paid - stats.good
     return f"{stats.paid} answers paid ({stats.contents} questions, {stats.again} again, {broken} broken)"
-
-
-def to_the_end(command: Sequence[str]) -> tuple[Ended, int]:
-    """Run until all is done: the first run's end, and how many runs it took."""
-    first = None
-    for run in range(1, TRIES + 1):
-        ended = run_child(command)
-        first = first or ended
-        if ended.code == 0:
-            return first, run
-    raise SystemExit(f"not done after {TRIES} runs:\n{ended.last_lines}")
 
 
 def kill_often(

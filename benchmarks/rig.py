@@ -39,6 +39,7 @@ PICTURES = ("coffee", "astronaut", "chelsea", "rocket")
 TWO_MEGAPIXELS = (1632, 1224)
 CORNERS = 72  # of a stub mask's outline
 POOL = (7, 5)  # stub masks across and down
+MOST_RUNS = 12
 LAG_EVERY = 0.01  # seconds between two looks at the event loop
 
 
@@ -208,6 +209,17 @@ def run_child(flags: Sequence[str], lag: Path | None = None, limit: float = 3600
     """Run `dataengine …` to its end."""
     with Child(flags, lag) as child:
         return child.ended(limit)
+
+
+def run_to_the_end(flags: Sequence[str]) -> tuple[Ended, int]:
+    """Run until all is done, since what fails is tried again by the next run: the first one's end, and their number."""
+    first = None
+    for run in range(1, MOST_RUNS + 1):
+        ended = run_child(flags)
+        first = first or ended
+        if ended.code == 0:
+            return first, run
+    raise SystemExit(f"not done after {MOST_RUNS} runs:\n{ended.last_lines}")
 
 
 class Claims:
