@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import os
 import signal
@@ -134,6 +135,8 @@ async def _work(worker: _Worker, at_once: int) -> None:
     try:
         with _interruptible(worker.limits):
             async with worker.parts, asyncio.TaskGroup() as group:
+                gc.collect()
+                gc.freeze()  # else each full collection, over all that was imported, holds up the event loop
                 for _ in range(at_once):
                     group.create_task(worker.work())
     except ExceptionGroup as errors:
@@ -142,6 +145,8 @@ async def _work(worker: _Worker, at_once: int) -> None:
         task = asyncio.current_task()
         if worker.limits.stopped is None or task is None or task.uncancel():
             raise  # not ours
+    finally:
+        gc.unfreeze()
 
 
 def spent(output_dir: Path) -> Usage:

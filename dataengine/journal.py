@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -42,6 +43,9 @@ class Answer(Generic[T]):
 
     value: T
     usage: Usage = field(default_factory=Usage)
+
+
+_adapter = functools.cache(TypeAdapter)
 
 
 class Journal:
@@ -110,7 +114,7 @@ class Journal:
             StageError: what the work raises; or, without doing it, that a service blocked it before.
             StoppedError: the run begins nothing more.
         """
-        adapter: TypeAdapter[T] = TypeAdapter(kind)
+        adapter: TypeAdapter[T] = _adapter(kind)
         key = step_key(step, inputs)
         line = self._lines.get(key)
         if line is None or not _is_sound(line, adapter):

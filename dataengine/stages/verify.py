@@ -57,7 +57,7 @@ async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, st
         return JudgedRegion(index, cut.label[:LONGEST_LABEL], verdict)
 
     async def work() -> Answer[RegionVerdict]:
-        pictures = {c: await asyncio.to_thread(region_overlay, photo.view, mask) for c, mask in masks.items()}
+        pictures = await asyncio.to_thread(lambda: {c: region_overlay(photo.view, m) for c, m in masks.items()})
         answer = await parts.annotator.verify(photo, cut.label, masks, pictures)
         if answer.value.choice not in (*masks, "neither"):
             raise StageError(f"{photo.path}: verify chose a {answer.value.choice!r} mask, but there is none")

@@ -289,11 +289,11 @@ def _interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
     """Let some files be written, then interrupt."""
     left = [after]
 
-    def limited(path: Path, data: bytes) -> None:
+    def limited(path: Path, data: bytes, **how: bool) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        write_whole(path, data)
+        write_whole(path, data, **how)
 
     for module in (convseg, staging):
         patch.setattr(module, "write_whole", limited)

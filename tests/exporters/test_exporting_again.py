@@ -281,11 +281,11 @@ def test_a_cut_off_export_goes_on_and_believes_nothing_it_should_not(
         touch_mask(root, rng)
     left = [after]
 
-    def limited(path: Path, data: bytes) -> None:
+    def limited(path: Path, data: bytes, **how: bool) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        write_whole(path, data)
+        write_whole(path, data, **how)
 
     with monkeypatch.context() as patch:
         for module in (convseg, staging):
