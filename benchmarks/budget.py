@@ -85,7 +85,7 @@ def budgets(root: Path, model: StandIn, options: argparse.Namespace, claims: Cla
             ("--budget_usd", f"{part * whole.usd:.6f}"),
             ("--budget_tokens", str(int(part * whole.tokens))),
         )
-        ratio, fine = bounded(photos, root / f"budget_{number}", model, dollars if number % 2 == 0 else tokens)
+        ratio, fine = bounded(photos, root / f"bounded_{number}", model, dollars if number % 2 == 0 else tokens)
         ratios.append(ratio)
         wrong += not fine
     passed = sum(ratio > 1 for ratio in ratios)
@@ -115,7 +115,7 @@ def bounded(photos: Path, out: Path, model: StandIn, flag: tuple[str, str]) -> t
     second = run_child(command)
     both = spent(model, since)
     ratio = (both.usd if flag[0] == "--budget_usd" else both.tokens) / float(flag[1])
-    said = next((line for line in first.output.splitlines() if "budget" in line.lower()), "")
+    said = next((line for line in first.output.splitlines() if "--budget" in line), "")
     complete = len(list(photos.iterdir())) == done(out)
     print(f"  {' '.join(flag)}: {once.calls} and {both.calls - once.calls} calls, {ratio:.1%} of it; {said}")
     if complete:
