@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dataengine import records  # noqa: E402 - the checkout's own package
-from dataengine.cli import parser  # noqa: E402
+from dataengine.flags import parser  # noqa: E402
 
 REFERENCE = ROOT / "dataengine" / "DATAENGINE.md"
 HELP_WIDTH = 100
