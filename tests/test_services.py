@@ -281,11 +281,11 @@ def test_a_price_that_is_not_known_can_be_told(tmp_path: Path, run: Any, price: 
     assert said in printed
 
 
-def test_calls_a_minute(tmp_path: Path, run: Any) -> None:
+def test_calls_a_minute(run: Any) -> None:
+    """A fifth of a second from one call to the next; what is lost on the way to the server is allowed for."""
     with VlmServer() as server:
-        assert run(server, "--rpm", "1200", "--concepts", "entities")[0] == 0
-    starts = sorted(server.times)
-    assert all(late - early > 0.04 for early, late in zip(starts, starts[1:], strict=False))
+        assert run(server, "--rpm", "300", "--concepts", "entities")[0] == 0
+    assert max(server.times) - min(server.times) > 0.7 * 0.2 * (len(server.times) - 1)
 
 
 def test_an_answer_asked_again_is_counted(tmp_path: Path, run: Any) -> None:
