@@ -89,8 +89,6 @@ def one_run(command: Sequence[str], model: StandIn, limit: float) -> Ended:
     met = {kind: count - before.faults[kind] for kind, count in stats.faults.items()}
     asked, paid = stats.questions - before.questions, stats.paid - before.paid
     print(f"run: exit code {ended.code} after {ended.seconds:.0f} s; {asked} requests, {paid} answers paid; met {met}")
-    if not asked and ended.code:
-        print(ended.last_lines)
     return ended
 
 
@@ -109,6 +107,8 @@ def listed(claims: Claims, photos: Path, done: set[str], failed: dict[str, str],
     reasons = dict(Counter(failed.values()))
     print(f"after the first run: {len(done)} done, {len(failed)} failed by reason {reasons}")
     lost = images - done - failed.keys()
+    if lost:
+        print(ended.last_lines)
     claims.check(not lost, f"{len(lost)} of {len(images)} images are neither done nor listed")
     claims.check(not done & failed.keys(), f"{len(done & failed.keys())} images are both")
     claims.check(all(failed.values()), "each that failed has its reason")
