@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import cv2
+
 from dataengine import __version__, limits
 from dataengine.basis import Basis, basis, fingerprint
 from dataengine.errors import DataEngineError, ImageError, KeyRefusedError, OutputError, StageError, StoppedError
@@ -31,6 +33,7 @@ from dataengine.settings import Settings
 from dataengine.survey import surveyed
 from dataengine.todo import Todo
 
+GARBAGE = 10_000  # objects made between two looks for garbage; Python's own is 700
 GRACE = 2.5  # seconds that calls under way are given to end in, when the run is interrupted
 
 
@@ -134,18 +137,33 @@ async def run(
 async def _work(worker: _Worker, at_once: int) -> None:
     try:
         with _interruptible(worker.limits):
-            async with worker.parts, asyncio.TaskGroup() as group:
-                gc.collect()
-                gc.freeze()  # else each full collection, over all that was imported, holds up the event loop
-                for _ in range(at_once):
-                    group.create_task(worker.work())
+            async with worker.parts:
+                with _undisturbed():  # now that all is imported
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(at_once):
+                            group.create_task(worker.work())
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if worker.limits.stopped is None or task is None or task.uncancel():
             raise  # not ours
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """While inside, the garbage collector passes over what is there already and looks less often, since a full
+    collection holds up the event loop; and OpenCV starts no threads beside ours, which then wait for each other."""
+    thresholds, threads = gc.get_threshold(), cv2.getNumThreads()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE, *thresholds[1:])
+    cv2.setNumThreads(1)
+    try:
+        yield
     finally:
+        cv2.setNumThreads(threads)
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ class Metered(WrapperModel):
 
         async def once() -> Answer[ModelResponse]:
             try:
-                response = await self.wrapped.request(messages, model_settings, model_request_parameters)
+                async with asyncio.timeout(self._chosen.vlm_timeout):  # the client's own starts anew with each byte
+                    response = await self.wrapped.request(messages, model_settings, model_request_parameters)
             except Exception as error:
                 raise failure(error, self._chosen.vlm) from error
             self._learned.note(response, guess)

@@ -68,11 +68,10 @@ class Client:
 
     def settings_of(self, stage: str) -> Any:
         """pydantic-ai's settings for the calls of a stage."""
-        seconds = self._settings.vlm_timeout
+        # `request_timeout`, of pydantic-ai, would count the time in which a call is held back or tried again.
         chosen: dict[str, Any] = {
             "temperature": self._settings.temperature[stage],
-            "timeout": seconds,
-            "request_timeout": seconds,  # of the whole call: `timeout` alone starts anew with each byte
+            "timeout": self._settings.vlm_timeout,
         }
         if self.provider == "google":
             if level := SAFETY.get(self._settings.safety):

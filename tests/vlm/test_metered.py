@@ -120,3 +120,24 @@ def test_a_run_that_is_stopped_asks_no_more() -> None:
     with VlmServer() as server, pytest.raises(StoppedError, match="enough"):
         asyncio.run(main(settings(server)))
     assert server.asked == []
+
+
+def test_the_time_out_is_of_one_try_and_not_of_its_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hang and a 429 whose wait is longer than the time-out are both tried again."""
+    replies = {"refute": [Reply(text=GOOD, hang=30), Reply(429, headers={"retry-after": "1.5"}), Reply(text=GOOD)]}
+    with VlmServer(replies=replies) as server:
+        answer = ask(settings(server, vlm_timeout=1, retry_seconds=60))
+    assert (len(server.asked), answer.usage.calls) == (3, 1)
+
+
+def test_the_time_in_which_a_call_is_held_back_is_no_time_out() -> None:
+    async def main(chosen: Any) -> list[Any]:
+        limits.observe(Limits(chosen))
+        async with Vlm(chosen) as vlm:
+            question = Question("align", "Judge.", ["The photo:"], Fit)
+            return await asyncio.gather(*(vlm.ask(question) for _ in range(4)))
+
+    replies = {"refute": [Reply(text=GOOD, hang=0.6)] * 4}
+    with VlmServer(replies=replies) as server:
+        answers = asyncio.run(main(settings(server, vlm_timeout=1, concurrency=1)))
+    assert (len(server.asked), [a.usage.calls for a in answers]) == (4, [1] * 4)
