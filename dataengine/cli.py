@@ -89,13 +89,16 @@ def retry_command(options: argparse.Namespace) -> int:
     from dataengine.survey import failed_images
 
     output_dir: Path = options.output_dir
-    told = {**settings_told(output_dir), "overwrite": False, **_given(options)}
+    told = {**settings_told(output_dir), "overwrite": False, "max_images": None, **_given(options)}
     settings = load_settings(told)
-    images = failed_images(output_dir, options.reason.split(",") if options.reason else None)
+    reasons = options.reason.split(",") if options.reason else None
+    images = failed_images(output_dir, reasons)
     if not images:
         say("No image has failed; nothing to do")
         return 0
-    return run_engine(images[: settings.max_images], output_dir, settings, ask_blocked=True)
+    return run_engine(
+        images[: settings.max_images], output_dir, settings, ask_blocked=not reasons or "blocked" in reasons
+    )
 
 
 def run_engine(images: Sequence[Path], output_dir: Path, settings: Settings, *, ask_blocked: bool = False) -> int:
@@ -149,6 +152,8 @@ def demo_command(options: argparse.Namespace) -> int:
     root: Path = options.output_dir
     prepare_output(root)
     code = run_engine(write_photos((root / "photos").absolute()), root / "runs", load_settings({"preset": "offline"}))
+    if code >= 128:
+        return code
     print_export(exporter("convseg")(root / "runs", root / "export"))
     pictures = example_pictures(root / "runs")
     for picture in pictures:

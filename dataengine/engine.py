@@ -20,7 +20,15 @@ import cv2
 
 from dataengine import __version__, limits
 from dataengine.basis import Basis, basis, fingerprint
-from dataengine.errors import DataEngineError, ImageError, KeyRefusedError, OutputError, StageError, StoppedError
+from dataengine.errors import (
+    DataEngineError,
+    ImageError,
+    KeyRefusedError,
+    OutputError,
+    StageError,
+    StoppedError,
+    UsageError,
+)
 from dataengine.images import Photo, read_photo
 from dataengine.leases import Owner
 from dataengine.limits import Limits
@@ -28,9 +36,9 @@ from dataengine.output_folder import Failures, remember, source_of
 from dataengine.parts import Parts
 from dataengine.pipeline import Outcome, process
 from dataengine.records import CONCEPTS, Failure, RunRecord, Usage
-from dataengine.run_folder import RunFolder, path_text
+from dataengine.run_folder import SUMMARY, RunFolder, path_text
 from dataengine.settings import Settings
-from dataengine.survey import surveyed
+from dataengine.survey import Tally, surveyed
 from dataengine.todo import Todo
 
 GARBAGE = 10_000  # objects made between two looks for garbage; Python's own is 700
@@ -116,7 +124,7 @@ async def run(
     with Owner(output_dir, alone=budget) as owner:
         with owner.locked():
             remember(output_dir, images, settings)
-        bounds = Limits(settings, await asyncio.to_thread(spent, output_dir) if budget else None)
+        bounds = Limits(settings, await asyncio.to_thread(spent, output_dir, settings) if budget else None)
         limits.observe(bounds)
         failures = Failures(output_dir, owner.locked)
         rests_on = basis(parts, settings)
@@ -167,9 +175,23 @@ def _undisturbed() -> Iterator[None]:
         gc.unfreeze()
 
 
-def spent(output_dir: Path) -> Usage:
-    """What all that is in an output folder has cost."""
-    return sum((Usage.model_validate(vars(u)) for f in surveyed(output_dir) for u in f.usage.values()), Usage())
+def spent(output_dir: Path, settings: Settings) -> Usage:
+    """What all that is in an output folder has cost.
+
+    Raises:
+        UsageError: a budget in USD is to be kept, and what earlier calls cost is unknown, also by `--price`.
+    """
+    cost = Tally()
+    for folder in surveyed(output_dir):
+        for usage in folder.usage.values():
+            usd = usage.usd
+            if usd is None and usage.input_tokens:
+                usd = settings.priced(usage.input_tokens, usage.output_tokens)
+            cost.add(Usage(**{**vars(usage), "usd": usd}))
+    if cost.usd is None and settings.budget_usd is not None:
+        message = f"--budget_usd cannot be kept: what earlier calls in {output_dir} cost is unknown"
+        raise UsageError(message, hint="Say it with --price, use --budget_tokens, or name another --output_dir")
+    return cost.usage
 
 
 @contextlib.contextmanager
@@ -180,13 +202,18 @@ def _interruptible(bounds: Limits) -> Iterator[None]:
 
     def interrupt(number: int) -> None:
         name = signal.Signals(number).name
-        if bounds.stopped:
-            task.cancel()
+        if timers:
+            give_up()
             return
         hint = "Run the same command again to go on where it was"
         bounds.stop(StoppedError(f"interrupted ({name})", hint=hint, reason="interrupted", exit_code=128 + number))
-        loop.call_later(GRACE, task.cancel)
+        timers.append(loop.call_later(GRACE, give_up))
 
+    def give_up() -> None:
+        if not task.cancelling():  # once: what is cancelled twice is not ours to take back
+            task.cancel()
+
+    timers: list[asyncio.TimerHandle] = []
     handled = []
     for number in (signal.SIGINT, signal.SIGTERM):
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
@@ -195,6 +222,8 @@ def _interruptible(bounds: Limits) -> Iterator[None]:
     try:
         yield
     finally:
+        for timer in timers:
+            timer.cancel()
         for number in handled:
             loop.remove_signal_handler(number)
 
@@ -229,7 +258,7 @@ class _Worker:
             finally:
                 self.totals.spent += folder.spent
                 folder.release()
-                self.todo.release(folder)
+                await asyncio.to_thread(self.todo.release, folder)
 
     async def _tried(self, image: Path, folder: RunFolder) -> None:
         started = time.perf_counter()
@@ -240,14 +269,14 @@ class _Worker:
         except DataEngineError as error:
             if error.reason == "disk_full" or isinstance(error, KeyRefusedError):
                 raise  # the next image would meet the same
-            self._fail(image, error)
+            await self._fail(image, error)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise  # the run is given up
-            self._fail(image, StageError(f"{image}: a part gave up its work", hint="Run again to retry"))
+            await self._fail(image, StageError(f"{image}: a part gave up its work", hint="Run again to retry"))
         except Exception as error:  # a fault of ours in one image must not cost the others
-            self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
+            await self._fail(image, StageError(f"{image}: {type(error).__name__}: {error}", hint="Please report this"))
         else:
             self.failures.resolve(image)
             self.totals.add(outcome)
@@ -256,11 +285,13 @@ class _Worker:
     async def _one(self, image: Path, folder: RunFolder) -> Outcome:
         photo = await asyncio.to_thread(read_photo, image, self.settings.max_side, self.settings.vlm_side)
         if self.settings.overwrite:  # not before the photo is read: one that cannot be costs no earlier results
+            self.limits.affords(limits.ONE_CALL)  # nor before it can be made anew
+            self.limits.check()
             await asyncio.to_thread(folder.clear)
         record = await asyncio.to_thread(self._record, photo, folder)
         await asyncio.to_thread(folder.open_journal)
         if self.ask_blocked:
-            folder.journal.forget_blocked()
+            await asyncio.to_thread(folder.journal.forget_blocked)
         return await process(photo, folder, record, self.parts, self.settings)
 
     def _skip(self, images: Sequence[Path]) -> None:
@@ -271,7 +302,8 @@ class _Worker:
 
     def _record(self, photo: Photo, folder: RunFolder) -> RunRecord:
         mark = fingerprint(photo.sha256, self.basis)
-        earlier = folder.record.concepts if folder.record and folder.record.fingerprint == mark else []
+        same = folder.record is not None and folder.record.fingerprint == mark
+        earlier = [c for c in CONCEPTS if same and (folder.path / c / SUMMARY).exists()]
         return RunRecord(
             dataengine=__version__,
             complete=False,
@@ -285,11 +317,12 @@ class _Worker:
             note="Unfinished: run the same command again to go on.",
         )
 
-    def _fail(self, image: Path, error: DataEngineError) -> None:
+    async def _fail(self, image: Path, error: DataEngineError) -> None:
         stage = error.stage or ("read" if isinstance(error, ImageError) else "run")
         self.totals.failed += 1
         self.totals.failures[error.reason] += 1
-        self.failures.add(Failure(image=path_text(image), stage=stage, reason=error.reason, message=str(error)))
+        listed = Failure(image=path_text(image), stage=stage, reason=error.reason, message=str(error))
+        await asyncio.to_thread(self.failures.add, listed)
         self.reporter.failed(image, error)
 
 

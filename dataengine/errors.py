@@ -4,7 +4,7 @@ DataEngineError            a message a user can act on: what, where, and what to
 ├── UsageError             a flag, a settings file or a path is wrong; nothing was started (exit code 2)
 │   └── MissingPartError   a part cannot be built on this machine
 ├── ImageError             one image cannot be used; the others go on (exit code 1)
-├── OutputError            results cannot be written; the run stops (exit code 1)
+├── OutputError            results cannot be written; on a full disk the run stops (exit code 1)
 ├── KeyRefusedError        a service refuses the key; the run stops (exit code 1)
 ├── StoppedError           the run begins nothing more: its budget is used up, or it was interrupted
 └── StageError             one stage of one image failed; the others go on (exit code 1)

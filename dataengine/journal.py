@@ -179,7 +179,8 @@ class Journal:
                 finally:
                     os.close(handle)
                 if not before:
-                    sync(self.path.parent)
+                    for folder in (self.path.parent, self.path.parent.parent):  # the names of both
+                        sync(folder)
         except OSError as error:
             raise output_error(error, self.path) from error
 

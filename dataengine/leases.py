@@ -79,8 +79,16 @@ class Owner:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """While inside, no other process reads or writes what they share."""
-        with (self._state / "claims").open("w") as file:
+        """While inside, no other process reads or writes what they share.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        try:
+            file = (self._state / "claims").open("w")
+        except OSError as error:
+            raise output_error(error, self._state) from error
+        with file:
             _lock(file, wait=True)
             yield
 
@@ -102,8 +110,10 @@ class Owner:
         try:
             with self.locked():
                 found = _read(lease)
-                if found and found["owner"] != self.id and self._lives(found["owner"]):
-                    return "theirs" if found["image"] == image else "taken"
+                if found and found["owner"] != self.id:
+                    if self._lives(found["owner"]):
+                        return "theirs" if found["image"] == image else "taken"
+                    self._path(found["owner"]).unlink(missing_ok=True)  # which tells it so, if it was only away
                 lease.write_text(json.dumps({"owner": self.id, "image": image}), encoding="utf-8")
                 return "ours"
         except OSError as error:
@@ -111,8 +121,13 @@ class Owner:
 
     def release(self, name: str) -> None:
         """Give a run folder back."""
-        with contextlib.suppress(OSError):  # of a process that has ended it is free all the same
-            (self._state / "leases" / name).unlink(missing_ok=True)
+        lease = self._state / "leases" / name
+        with (
+            contextlib.suppress(OSError, OutputError),
+            self.locked(),
+        ):  # of a process that has ended it is free all the same
+            if (_read(lease) or {}).get("owner") == self.id:
+                lease.unlink(missing_ok=True)
 
     def _path(self, owner: str) -> Path:
         return self._state / "owners" / owner
@@ -143,10 +158,11 @@ class Owner:
             if self._locks and owner.split("_")[0] == self.id.split("_")[0]:
                 with path.open("r+") as file:
                     return not _lock(file, wait=False)
-            os.utime(self._path(self.id))  # so that both times are by the clock of the machine that holds the files
-            return self._path(self.id).stat().st_mtime - path.stat().st_mtime < DEAD
+            beaten = path.stat().st_mtime
         except FileNotFoundError:
             return False
+        os.utime(self._path(self.id))  # so that both times are by the clock of the machine that holds the files
+        return self._path(self.id).stat().st_mtime - beaten < DEAD
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):

@@ -78,10 +78,12 @@ class Limits:
         self._waiters: set[asyncio.Future[None]] = set()
         self.spent = spent or Usage()
         self.stopped: StoppedError | None = None
+        self._halted = asyncio.Event()
 
     def stop(self, why: StoppedError) -> None:
         """Let no call begin any more; those under way go on, those that wait are given up with `why`."""
         self.stopped = self.stopped or why
+        self._halted.set()
         self._tell()
 
     def check(self) -> None:
@@ -96,9 +98,9 @@ class Limits:
 
     async def pause(self, seconds: float) -> None:
         """Sleep; no longer than until the run is stopped."""
-        ends = _now() + seconds
-        while not self.stopped and (left := ends - _now()) > 0:
-            await self._change(left)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._halted.wait()
 
     @contextlib.asynccontextmanager
     async def call(self, service: str, most: Usage = ONE_CALL) -> AsyncIterator[Call]:
@@ -132,7 +134,7 @@ class Limits:
         self.check()
         if len(self._under_way) >= self._settings.concurrency or one.in_flight >= math.floor(one.window):
             return math.inf
-        if not self._in_budget(most):
+        if not self.affords(most):
             return math.inf  # for what calls under way have set aside and will not use
         now = _now()
         return max(one.next_start - now, self._until_tokens(one, most, now))
@@ -147,7 +149,7 @@ class Limits:
             return 0.0  # a call larger than the limit goes alone
         return one.recent[0].started + MINUTE - now
 
-    def _in_budget(self, most: Usage) -> bool:
+    def affords(self, most: Usage) -> bool:
         """Whether a call can be paid whatever the calls under way cost; where it never can be, the run is stopped."""
         over = self._over_budget([call.most for call in self._under_way], most)
         if over and not self._under_way:

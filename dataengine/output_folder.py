@@ -78,6 +78,10 @@ class Folders:
         self._taken.add(folder.path.name)
         return folder
 
+    def give_back(self, names: Iterable[str]) -> None:
+        """Let folders that another process took for other images be theirs here too."""
+        self._taken.difference_update(names)
+
     def is_free(self, name: str, image: Path) -> bool:
         """Whether a folder is nobody's, the image's own, or that of the same content under a path it no longer has."""
         record = read_record(self._output_dir / name)
@@ -113,7 +117,7 @@ def remember(output_dir: Path, images: Iterable[Path], settings: Settings) -> No
 def images_told(output_dir: Path) -> set[str]:
     """The images that runs in this folder were told of."""
     told = set()
-    for line in _lines(output_dir / STATE / IMAGES):
+    for line in lines_of(output_dir / STATE / IMAGES):
         with contextlib.suppress(ValueError):
             told.add(str(from_json(line)))
     return told
@@ -132,7 +136,8 @@ def settings_told(output_dir: Path) -> dict[str, Any]:
         raise UsageError(f"{output_dir}: no run has written here", hint="Name the --output_dir of a run") from None
 
 
-def _lines(path: Path) -> list[bytes]:
+def lines_of(path: Path) -> list[bytes]:
+    """The lines of a file; none where it cannot be read."""
     try:
         return path.read_bytes().splitlines()
     except OSError:
@@ -257,6 +262,7 @@ class Failures:
     def save(self) -> None:
         """Write the file anew, a line for each image, also those that other processes added; none where none failed."""
         with self._lock():
+            self._by_image.clear()  # all of ours are in the file; what others have resolved is not
             self._load()
             for image in self._resolved:
                 self._by_image.pop(image, None)

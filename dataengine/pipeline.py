@@ -18,6 +18,7 @@ from typing import TypeVar
 from dataengine.annotators import Scene, SceneRegion
 from dataengine.errors import STOPPING, DataEngineError, StageError, StoppedError
 from dataengine.images import Photo, RgbArray
+from dataengine.journal import BLOCKED
 from dataengine.masks import Mask
 from dataengine.overlays import prompt_picture
 from dataengine.parts import Parts
@@ -106,7 +107,7 @@ async def process(photo: Photo, folder: RunFolder, record: RunRecord, parts: Par
     run = Run(photo, folder, parts, judged, _scene(photo, judged, accepted), outcome)
     failures = await _write_concepts(run, settings.concepts, settings.concepts if settings.negatives else ())
     if failures:
-        raise next((f for f in failures if not isinstance(f, StoppedError)), failures[0])
+        raise min(failures, key=lambda f: (f.reason == BLOCKED, isinstance(f, StoppedError)))
     finished = {"complete": True, "note": outcome.note, "usage": steps.paid_by_stage()}
     await asyncio.to_thread(folder.finish, record.model_copy(update=finished))
     return outcome

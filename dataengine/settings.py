@@ -157,6 +157,12 @@ class Settings(BaseModel):
             raise ValueError(f"there is no config {value!r}; there are {', '.join(SAM2_CONFIGS)}")
         return value
 
+    def priced(self, input_tokens: int, output_tokens: int) -> float | None:
+        """USD for tokens by `price`; None where that is not given."""
+        if self.price is None:
+            return None
+        return (self.price[0] * input_tokens + self.price[1] * output_tokens) / 1e6
+
 
 def _by_question(value: object, parse: Callable[[object], T]) -> dict[str, T]:
     """A value for every question (`0.7`), for some (`verify=0,align=0.2`), or both (`0.7,verify=0`), by question."""

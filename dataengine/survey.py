@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from dataengine.errors import UsageError
 from dataengine.images import RUN_FOLDER_PREFIX
-from dataengine.output_folder import FAILURES, images_told
+from dataengine.output_folder import FAILURES, images_told, lines_of
 from dataengine.records import Failure, Usage
 from dataengine.run_folder import JOURNAL, RUN
 
@@ -202,7 +202,7 @@ def journal_steps(folder: Path) -> Iterator[Step]:
 def read_failures(output_dir: Path) -> dict[str, Failure]:
     """The last failure of each image in `failures.jsonl`, by the image's path."""
     failures: dict[str, Failure] = {}
-    for line in _lines(output_dir / FAILURES):
+    for line in lines_of(output_dir / FAILURES):
         try:
             failure = Failure.model_validate_json(line)
         except ValidationError:  # a line that is being written, or was cut off
@@ -224,10 +224,3 @@ def failed_images(output_dir: Path, reasons: Collection[str] | None = None) -> l
             there = ", ".join(f"{name} {count}" for name, count in counts.most_common())
             raise UsageError(f"--reason {reason}: no image failed for it", hint=f"There are {there}")
     return sorted(Path(image) for image, f in failures.items() if not reasons or f.reason in reasons)
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        return path.read_bytes().splitlines()
-    except OSError:
-        return []

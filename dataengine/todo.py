@@ -77,11 +77,16 @@ class Todo:
                     done.append(image)
                 else:
                     self._later.append((image, folder))
-            if jobs:
-                break
         return None, done
 
     def _claim(self, image: Path, folder: RunFolder) -> tuple[Claim | Literal["done"], RunFolder]:
+        others: list[str] = []
+        try:
+            return self._claimed(image, folder, others)
+        finally:
+            self._folders.give_back(others)
+
+    def _claimed(self, image: Path, folder: RunFolder, others: list[str]) -> tuple[Claim | Literal["done"], RunFolder]:
         while True:
             if self._is_done(image, folder):
                 return "done", folder
@@ -96,6 +101,8 @@ class Todo:
                 return "done", folder
             if claim == "ours":
                 self.release(folder)
+            else:
+                others.append(folder.path.name)
             folder = self._folders.of(image)
 
     def _is_done(self, image: Path, folder: RunFolder) -> bool:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from dataengine import engine
 from dataengine.engine import Totals, images_at_once, run
-from dataengine.errors import DataEngineError, KeyRefusedError, OutputError, StageError
+from dataengine.errors import DataEngineError, KeyRefusedError, OutputError, StageError, UsageError
 from dataengine.output_folder import Failures
 from dataengine.parts import Parts
 from dataengine.pipeline import Outcome, process
@@ -684,3 +684,56 @@ def test_a_blocked_image_is_not_asked_again_until_it_is_wanted(world: World) -> 
     images = [world.root / "a.png"]
     assert asyncio.run(run(images, world.out, parts, chosen, Recorder(), ask_blocked=True)).done == 1
     assert (world.calls, world.failures()) == (PER_IMAGE + 1, [])
+
+
+def test_a_concept_that_failed_is_not_among_those_made(world: World) -> None:
+    save(world.root / "a.png")
+    world.script.fails = {"compose/entities": [StageError("no answer")]}
+    assert world.go("a.png").failed == 1
+    assert world.go("a.png", concepts=("spatial",)).done == 1
+    (record,) = (RunRecord.model_validate_json(p.read_bytes()) for p in world.out.glob("*/run.json"))
+    assert (record.complete, record.concepts) == (True, ["spatial"])
+
+
+@pytest.mark.parametrize("call", ["compose/spatial", "align/Segment the spatial one", "verify/right thing"])
+def test_what_may_pass_is_told_before_what_is_blocked(world: World, call: str) -> None:
+    save(world.root / "a.png")
+    blocked = "verify/left thing" if call.startswith("verify") else "compose/entities"
+    world.script.fails = {
+        blocked: [StageError("blocked", reason="blocked")],
+        call: [StageError("slow", reason="timeout")],
+    }
+    assert world.go("a.png").failures == {"timeout": 1}
+    assert world.go("a.png").failures == {"blocked": 1}
+
+
+def test_overwriting_removes_nothing_where_the_budget_is_used_up(world: World) -> None:
+    world.script.usage = Usage(input_tokens=1, calls=1)
+    stopping(world)
+    before = tree(world.out)
+    totals = stopping(world, overwrite=True, budget_tokens=3)
+    assert totals.stopped is not None and totals.waiting == 4
+    assert tree(world.out) == before
+
+
+def test_a_cost_that_was_unknown_is_told_before_anything_is_started(world: World) -> None:
+    world.script.usage = Usage(input_tokens=1_000_000, calls=1, usd=None)
+    stopping(world)
+    with pytest.raises(UsageError, match=r"what earlier calls in .* cost is unknown"):
+        stopping(world, budget_usd=1e6)
+    assert stopping(world, budget_usd=1e6, price=(1, 1)).skipped == 4
+
+
+def test_who_awaits_a_run_is_not_given_up_after_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "GRACE", 0.3)
+    world.script.seconds = 0.05
+    world.out.mkdir()
+    images = [save(world.root / "a.png")]
+
+    async def longer() -> Totals:
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGINT)
+        totals = await run(images, world.out, world.script.parts(), settings(), world.reporter)
+        await asyncio.sleep(0.5)
+        return totals
+
+    assert asyncio.run(longer()).waiting == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -156,3 +157,21 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> N
     (tmp_path / STATE).write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         Owner(tmp_path).__enter__()
+
+
+def test_one_that_was_away_for_too_long_is_told_and_takes_no_lease_with_it(tmp_path: Path, elsewhere: Owner) -> None:
+    with Owner(tmp_path) as owner:
+        beat(tmp_path, elsewhere, 90)
+        assert owner.claim("a", "/photos/a.png") == "ours"
+        assert not (tmp_path / STATE / "owners" / elsewhere.id).exists()
+        elsewhere.release("a")
+        with Owner(tmp_path) as third:
+            assert third.claim("a", "/photos/a.png") == "theirs"
+
+
+def test_state_that_is_removed_meanwhile_is_an_output_error(tmp_path: Path) -> None:
+    with Owner(tmp_path) as owner:
+        shutil.rmtree(tmp_path / STATE)
+        with pytest.raises(OutputError, match="cannot write"), owner.locked():
+            pass
+        owner.release("a")

@@ -94,3 +94,25 @@ def test_a_run_over_done_images_takes_none(tmp_path: Path, count: int) -> None:
     made = script.made.total()
     again = asyncio.run(one(images, tmp_path / "out", script))
     assert (again.done, again.skipped, script.made.total()) == (0, count, made)
+
+
+def test_a_name_that_is_taken_for_another_image_is_still_that_image_s(tmp_path: Path) -> None:
+    """One run has `b/photo.png`; the other has `a/photo.png` as well, which sorts before it and wants its name."""
+    a, b = (save(tmp_path / folder / "photo.png", colour) for folder, colour in (("a", (9, 9, 9)), ("b", (80, 9, 9))))
+    out, script = tmp_path / "out", two_things()
+    out.mkdir()
+
+    async def both() -> Totals:
+        with Owner(out) as other:
+            assert other.claim("out_region_refine_photo", path_text(b)) == "ours"
+            going = asyncio.create_task(one([a, b], out, script))
+            while script.made["describe"] < 1:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.6)
+            assert not going.done()
+        return await going
+
+    assert asyncio.run(both()).done == 2
+    records = {p.parent.name: RunRecord.model_validate_json(p.read_bytes()) for p in out.glob("*/run.json")}
+    assert records["out_region_refine_photo"].source.path == path_text(b)
+    assert len(records) == 2

@@ -78,7 +78,9 @@ async def _initial(photo: Photo, found: Sequence[Detection], parts: Parts) -> tu
     boxes = [detection.box for detection in found if detection.mask is None]
     answer = await parts.segmenter.segment(photo, boxes) if boxes else Answer([])
     if len(answer.value) != len(boxes):
-        raise StageError(f"{photo.path}: the segmenter gave {len(answer.value)} masks for {len(boxes)} boxes")
+        wrong = StageError(f"{photo.path}: the segmenter gave {len(answer.value)} masks for {len(boxes)} boxes")
+        wrong.usage = answer.usage
+        raise wrong
     cut = iter(answer.value)
     return [next(cut) if d.mask is None else Mask.from_rle(d.mask) for d in found], answer.usage
 

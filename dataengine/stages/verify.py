@@ -60,7 +60,9 @@ async def _verify_one(photo: Photo, index: int, cut: RegionCut, parts: Parts, st
         pictures = await asyncio.to_thread(lambda: {c: region_overlay(photo.view, m) for c, m in masks.items()})
         answer = await parts.annotator.verify(photo, cut.label, masks, pictures)
         if answer.value.choice not in (*masks, "neither"):
-            raise StageError(f"{photo.path}: verify chose a {answer.value.choice!r} mask, but there is none")
+            wrong = StageError(f"{photo.path}: verify chose a {answer.value.choice!r} mask, but there is none")
+            wrong.usage = answer.usage
+            raise wrong
         return answer
 
     inputs = {

@@ -13,8 +13,8 @@ def usd(settings: Settings, input_tokens: int, output_tokens: int, model: str | 
         model: the model as the service named it in an answer; else that of `--vlm`.
     """
     if settings.price is not None:
-        return (settings.price[0] * input_tokens + settings.price[1] * output_tokens) / 1e6
-    from genai_prices import Usage, calc_price
+        return settings.priced(input_tokens, output_tokens)
+    from genai_prices import Usage, calc_price  # brought by pydantic-ai
 
     provider, _, asked = settings.vlm.partition(":")
     try:
