@@ -2,7 +2,7 @@
 
 How many calls are in flight follows the service by additive increase and multiplicative decrease (Chiu and Jain,
 "Analysis of the increase and decrease algorithms for congestion avoidance", 1989): when it asks to slow down they are
-halved, and each answer raises them by a part of one, to at most `--concurrency`. Before a call its greatest cost is set
+halved, and each round of answers raises them by a sixteenth of `--concurrency`, at the most to that. Before a call its greatest cost is set
 aside, and what it cost takes that place when it ends, so that neither tokens a minute nor the budget is ever passed by
 calls under way together.
 """
@@ -22,6 +22,7 @@ from dataengine.records import Usage
 from dataengine.settings import Settings, load_settings
 
 MINUTE = 60.0
+STEPS = 16  # rounds of answers in which a service that was slowed down is back at `concurrency`
 ONE_CALL = Usage(calls=1)
 
 
@@ -73,6 +74,7 @@ class Limits:
 
     def __init__(self, settings: Settings, spent: Usage | None = None) -> None:
         self._settings = settings
+        self._step = max(1.0, settings.concurrency / STEPS)
         self._services: dict[str, _Service] = {}
         self._under_way: set[Call] = set()
         self._waiters: set[asyncio.Future[None]] = set()
@@ -120,7 +122,7 @@ class Limits:
             call = self._begin(one, most)
         try:
             yield call
-            one.window = min(self._settings.concurrency, one.window + 1 / one.window)
+            one.window = min(self._settings.concurrency, one.window + self._step / one.window)
         except DataEngineError as error:
             call.usage = error.usage or Usage()
             if error.reason == "rate_limited":
