@@ -2,9 +2,9 @@
 
 How many calls are in flight follows the service by additive increase and multiplicative decrease (Chiu and Jain,
 "Analysis of the increase and decrease algorithms for congestion avoidance", 1989): when it asks to slow down they are
-halved, and each round of answers raises them by a sixteenth of `--concurrency`, at the most to that. Before a call its greatest cost is set
-aside, and what it cost takes that place when it ends, so that neither tokens a minute nor the budget is ever passed by
-calls under way together.
+halved, and each round of answers raises them by a sixteenth of `--concurrency`, at the most to that. Before a call its
+greatest cost is set aside, and what it cost takes that place when it ends, so that neither tokens a minute nor the
+budget is ever passed by calls under way together.
 """
 
 from __future__ import annotations
