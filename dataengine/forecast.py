@@ -16,10 +16,10 @@ from dataengine import prompts
 from dataengine.basis import UPSTREAM
 from dataengine.parts import Parts
 from dataengine.plan import Finding, after, stages_asked
+from dataengine.prices import usd
 from dataengine.records import CONCEPTS, PROMPTS_A_CONCEPT, Usage
 from dataengine.settings import MOONDREAM_CLOUD, QUESTIONS, Settings
 from dataengine.survey import Head, Surveyed, Tally, journal_steps, surveyed
-from dataengine.vlm.prices import usd
 
 REGIONS = 7  # of an image, by default
 # Calls for an image, of a stage about a concept for each concept, where no run has been measured.

@@ -378,3 +378,26 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, capsys: pyte
         bounded = ["--preset", "offline", "--budget_tokens", "5"]
         assert main(["run", "-i", str(tmp_path / "photo.png"), "-o", str(tmp_path / "runs"), *bounded]) == 2
     assert "another run is writing there, and a budget is kept by one alone" in capsys.readouterr().err
+
+
+WITHOUT_EXTRAS = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"pydantic_ai", "genai_prices", "httpx2", "tenacity", "torch", "transformers"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+from dataengine.cli import main
+run = ["run", "-i", "photo.png", "-o", "runs", "--preset", "offline", "--max_regions", "2"]
+for command in (run, [*run, "--explain"], [*run, "--dry_run"], ["status", "runs"], ["retry", "runs"]):
+    assert main(command) == 0, command
+"""
+
+
+def test_the_offline_preset_needs_no_extra(tmp_path: Path) -> None:
+    """What `pip install -e .` brings is enough, also to look at what was done."""
+    coffee(64).save(tmp_path / "photo.png")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

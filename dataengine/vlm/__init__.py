@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
+from dataengine import prices
 from dataengine.errors import DataEngineError, UsageError
 from dataengine.journal import Answer
 from dataengine.settings import Settings
-from dataengine.vlm import prices
 from dataengine.vlm.failures import failure
 from dataengine.vlm.metered import Learned, Metered
 from dataengine.vlm.providers import Client

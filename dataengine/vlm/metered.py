@@ -10,12 +10,12 @@ from pydantic_ai import BinaryContent
 from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models.wrapper import WrapperModel
 
+from dataengine import prices
 from dataengine.errors import DataEngineError
 from dataengine.journal import Answer
 from dataengine.records import VIEW_SIDE, Usage
 from dataengine.retry import patiently
 from dataengine.settings import Settings
-from dataengine.vlm import prices
 from dataengine.vlm.failures import failure
 
 if TYPE_CHECKING:
