@@ -179,8 +179,8 @@ TRANSIENT = [
     ("blocked prompt", [Reply(blocked="PROHIBITED_CONTENT")], "blocked"),
     ("SAFETY", [Reply(finish="SAFETY")], "blocked"),
     ("cut answer", [Reply(text='{"reason": "it f', finish="MAX_TOKENS")], "cut_off"),
-    ("not JSON", [Reply(text="It fits well.")] * 2, "bad_answer"),
-    ("wrong schema", [Reply(text='{"verdict": "yes"}')] * 2, "bad_answer"),
+    ("not JSON", [Reply(text="It fits well.")] * 4, "bad_answer"),
+    ("wrong schema", [Reply(text='{"verdict": "yes"}')] * 4, "bad_answer"),
 ]
 
 
