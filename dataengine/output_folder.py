@@ -70,7 +70,7 @@ class Folders:
         base = base_name(image.stem)
         for name in self._made.get(base, ()):
             folder = RunFolder(self._output_dir / name)
-            if name not in self._taken and folder.record and folder.record.source.path == path_text(image):
+            if name not in self._taken and folder.head and folder.head.source.path == path_text(image):
                 break
         else:
             free = (n for n in _names(base, image) if n not in self._taken)

@@ -263,6 +263,14 @@ class RunRecord(Record):
     note: Annotated[str, Field(description="what a reader should know, such as why no region was accepted")]
 
 
+class RunHead(BaseModel):
+    """What of `run.json` says whether an image is done; of many, reading the rest would take most of the time."""
+
+    complete: bool
+    fingerprint: str
+    source: Source
+
+
 class Failure(Record):
     """A line of `<output_dir>/failures.jsonl`."""
 

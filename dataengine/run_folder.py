@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from dataengine.errors import DataEngineError, output_error
 from dataengine.images import Photo, RgbArray
@@ -33,6 +33,7 @@ from dataengine.records import (
     NegativeVerification,
     Prompt,
     Record,
+    RunHead,
     RunRecord,
     Summary,
     Usage,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from dataengine.stages.verify import JudgedRegion
 
 T = TypeVar("T")
+R = TypeVar("R", bound=BaseModel)
 
 ORIGINAL = "original_image.png"
 ALL_REGIONS = "all_regions_colored.png"
@@ -76,9 +78,14 @@ class RunFolder:
         """`run.json`; None where there is none that can be read."""
         return read_record(self.path)
 
+    @cached_property
+    def head(self) -> RunHead | None:
+        """What of `run.json` says whether the image is done; None where there is none that can be read."""
+        return _read(self.path, RunHead)
+
     def is_complete(self, fingerprint: str, concepts: Sequence[str], negatives: bool) -> bool:
         """Whether everything asked for was made from these inputs, and no file of a fixed name has gone since."""
-        if self.record is None or not self.record.complete or self.record.fingerprint != fingerprint:
+        if self.head is None or not self.head.complete or self.head.fingerprint != fingerprint:
             return False
         wanted = [ORIGINAL, ALL_REGIONS, ACCEPTED, *(f"{concept}/{SUMMARY}" for concept in concepts)]
         wanted += [f"{NEGATIVES}/{concept}.json" for concept in concepts] if negatives else []
@@ -114,8 +121,8 @@ class RunFolder:
 
     def release(self) -> None:
         """Drop what was read of the files: a long list of images must not keep every journal in memory."""
-        self.__dict__.pop("journal", None)
-        self.__dict__.pop("record", None)
+        for name in ("journal", "record", "head"):
+            self.__dict__.pop(name, None)
 
     def _remove_results(self) -> None:
         readable = [f"{concept}/{SUMMARY}" for concept in CONCEPTS]  # goes first: nothing half removed is read as whole
@@ -268,8 +275,12 @@ def to_json(value: Record | Sequence[Record] | None) -> str:
 
 def read_record(folder: Path) -> RunRecord | None:
     """A folder's `run.json`; None where there is none that can be read."""
+    return _read(folder, RunRecord)
+
+
+def _read(folder: Path, kind: type[R]) -> R | None:
     try:
-        return RunRecord.model_validate_json((folder / RUN).read_bytes())
+        return kind.model_validate_json((folder / RUN).read_bytes())
     except (OSError, ValidationError):
         return None
 

@@ -106,9 +106,9 @@ class Todo:
             folder = self._folders.of(image)
 
     def _is_done(self, image: Path, folder: RunFolder) -> bool:
-        if self._settings.overwrite or folder.record is None or not folder.record.complete:
+        if self._settings.overwrite or folder.head is None or not folder.head.complete:
             return False
-        content = content_now(image, folder.record.source)
+        content = content_now(image, folder.head.source)
         if content is None:
             return False
         mark = fingerprint(content, self._rests_on)
