@@ -5,7 +5,6 @@ import errno
 import hashlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -636,14 +635,22 @@ def test_a_budget_stops_the_run_which_goes_on_with_a_larger_one(world: World, bu
     assert world.calls == 4 * PER_IMAGE  # nothing was paid twice
 
 
+def interrupted(world: World, *numbers: int) -> None:
+    """Have the first calls of the next run interrupt it: by then it can be."""
+    left, answer = list(numbers), world.script._answer
+
+    async def interrupting(call: str, value: Any) -> Any:
+        if left:
+            os.kill(os.getpid(), left.pop(0))
+        return await answer(call, value)
+
+    world.script._answer = interrupting  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_lets_end_what_is_under_way_and_begins_nothing(world: World, number: int) -> None:
     world.script.seconds = 0.2
-
-    def interrupt() -> None:
-        os.kill(os.getpid(), number)
-
-    threading.Timer(0.5, interrupt).start()
+    interrupted(world, number)
     totals = stopping(world)
     assert totals.stopped is not None
     assert (totals.stopped.reason, totals.stopped.exit_code) == ("interrupted", 128 + number)
@@ -657,7 +664,7 @@ def test_an_interrupted_run_lets_end_what_is_under_way_and_begins_nothing(world:
 def test_what_does_not_end_in_time_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "GRACE", 0.1)
     world.script.seconds = 600
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    interrupted(world, signal.SIGINT)
     totals = stopping(world)
     assert totals.stopped is not None and (totals.done, totals.waiting) == (0, 4)
     world.script.seconds = 0
@@ -667,8 +674,7 @@ def test_what_does_not_end_in_time_is_given_up(world: World, monkeypatch: pytest
 def test_the_second_ctrl_c_does_not_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "GRACE", 600)
     world.script.seconds = 600
-    for seconds in (0.3, 0.5):
-        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    interrupted(world, signal.SIGINT, signal.SIGINT)
     assert stopping(world).waiting == 4
 
 
@@ -731,7 +737,7 @@ def test_who_awaits_a_run_is_not_given_up_after_it(world: World, monkeypatch: py
     images = [save(world.root / "a.png")]
 
     async def longer() -> Totals:
-        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGINT)
+        interrupted(world, signal.SIGINT)
         totals = await run(images, world.out, world.script.parts(), settings(), world.reporter)
         await asyncio.sleep(0.5)
         return totals
