@@ -10,10 +10,9 @@ run of the same photos is left alone. Claimed:
 - the folders of both are equal (`benchmarks/trees.py` says what is left out);
 - no step stands in a journal twice;
 - of the answers that were good, no more were paid for twice than in the run that was left alone, and calls were in
-  flight at the kills. In flight is what
-  the stand-in had been asked and not answered when the process, stopped a moment before, was killed, and what it had
-  answered within the last tenth of a second, which the journal may not have yet. Answers that it broke itself are
-  counted apart: which try of a question meets one is chance;
+  flight at the kills. In flight is what the stand-in had been asked and not answered when the process, stopped a moment
+  before, was killed, and what it had answered within the last tenth of a second, which the journal may not have yet.
+  Answers that it broke itself are counted apart: which try of a question meets one is chance;
 - another run makes no call.
 
 What runs against it is the published schedule: it begins an image again from nothing, so each kill costs all that was

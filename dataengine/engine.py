@@ -302,7 +302,7 @@ class _Worker:
 
     def _record(self, photo: Photo, folder: RunFolder) -> RunRecord:
         mark = fingerprint(photo.sha256, self.basis)
-        same = folder.record is not None and folder.record.fingerprint == mark
+        same = folder.head is not None and folder.head.fingerprint == mark
         earlier = [c for c in CONCEPTS if same and (folder.path / c / SUMMARY).exists()]
         return RunRecord(
             dataengine=__version__,

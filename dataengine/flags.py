@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; flags that are not given are absent from the result of `run`."""
+    """The parser of all commands; settings that are not given are absent from its result."""
     from rich_argparse import RawDescriptionRichHelpFormatter
 
     def looks(name: str, text: str) -> dict[str, Any]:
@@ -42,13 +42,13 @@ def parser() -> argparse.ArgumentParser:
             "allow_abbrev": False,
         }
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, **looks(name, text))
+    def command(name: str, text: str, default: str | None = None) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, argument_default=default, **looks(name, text))
 
     top = Parser("dataengine", **looks("", DESCRIPTION))
     top.add_argument("--version", action="version", version=f"dataengine {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _run_flags(command("run", "Make a run folder for every photo."))
+    _run_flags(command("run", "Make a run folder for every photo.", argparse.SUPPRESS))
     _export_flags(command("export", "Export run folders for train.py and eval.py."))
     demo = command("demo", "Run the whole engine offline on five photos and export the result.")
     demo.add_argument("--output_dir", "-o", type=Path, default=Path("dataengine_demo"), help="default: %(default)s")
@@ -57,22 +57,21 @@ def parser() -> argparse.ArgumentParser:
     status = command("status", "Count an output folder's images: done, failed, waiting; and what they have cost.")
     status.add_argument("output_dir", type=Path, help="the --output_dir of a run")
     status.add_argument("--json", action="store_true", help="one line of JSON, for scripts")
-    _retry_flags(command("retry", "Try images again that failed, blocked ones too, with the settings of the last run."))
-    _doctor_flags(command("doctor", "Say what works on this machine, what does not, and how to mend it."))
+    again = "Try images again that failed, blocked ones too, with the settings of the last run."
+    _retry_flags(command("retry", again, argparse.SUPPRESS))
+    works = "Say what works on this machine, what does not, and how to mend it."
+    _doctor_flags(command("doctor", works, argparse.SUPPRESS))
     return top
 
 
 def _run_flags(run: argparse.ArgumentParser) -> None:
-    absent = argparse.SUPPRESS
     where = run.add_argument_group("what and where")
     where.add_argument(
         "--input", "-i", required=True, help="an image, a folder, a glob, or a text file with a path a line"
     )
     where.add_argument("--output_dir", "-o", type=Path, required=True, help="run folders are written here")
-    where.add_argument("--recursive", action="store_true", default=absent, help="read sub-folders too")
-    where.add_argument(
-        "--overwrite", action="store_true", default=absent, help="start every image anew, paid answers too"
-    )
+    where.add_argument("--recursive", action="store_true", help="read sub-folders too")
+    where.add_argument("--overwrite", action="store_true", help="start every image anew, paid answers too")
     _settings_flag(run)
     _how_flags(run)
     _look_flags(run.add_argument_group("look first, and run nothing"))
@@ -80,86 +79,75 @@ def _run_flags(run: argparse.ArgumentParser) -> None:
 
 def _retry_flags(retry: argparse.ArgumentParser) -> None:
     retry.add_argument("output_dir", type=Path, help="the --output_dir of a run")
-    retry.add_argument("--reason", metavar="A,B", help="only images that failed for these reasons (all)")
+    retry.add_argument("--reason", default=None, metavar="A,B", help="only images that failed for these reasons (all)")
     _how_flags(retry)
 
 
 def _how_flags(run: argparse.ArgumentParser) -> None:
-    absent = argparse.SUPPRESS
     _part_flags(run)
     how = run.add_argument_group("how")
     concepts = "of entities, spatial, relations, affordances, physics (all)"
-    how.add_argument("--concepts", default=absent, metavar="A,B", help=concepts)
+    how.add_argument("--concepts", metavar="A,B", help=concepts)
     how.add_argument(
         "--negatives",
         action=argparse.BooleanOptionalAction,
-        default=absent,
         help="write hard negatives too (on)",
     )
-    how.add_argument("--max_regions", type=int, default=absent, metavar="N", help="regions an image (8)")
-    how.add_argument("--max_side", type=int, default=absent, metavar="N", help="shrink photos to N px (own size)")
+    how.add_argument("--max_regions", type=int, metavar="N", help="regions an image (8)")
+    how.add_argument("--max_side", type=int, metavar="N", help="shrink photos to N px (own size)")
     how.add_argument(
         "--iou_threshold",
         type=float,
-        default=absent,
         metavar="X",
         help="IoU from which a pool mask refines (0.5)",
     )
-    how.add_argument(
-        "--min_pool_pixels", type=int, default=absent, metavar="N", help="least area of a pool mask (1000)"
-    )
+    how.add_argument("--min_pool_pixels", type=int, metavar="N", help="least area of a pool mask (1000)")
     _bound_flags(run.add_argument_group("bounds"))
 
 
 def _bound_flags(bounds: argparse._ArgumentGroup) -> None:
-    absent = argparse.SUPPRESS
-    bounds.add_argument("--concurrency", type=int, default=absent, metavar="N", help="calls in flight (32)")
-    bounds.add_argument("--rpm", type=int, default=absent, metavar="N", help="most calls a minute to a service")
-    bounds.add_argument("--tpm", type=int, default=absent, metavar="N", help="most tokens a minute to a service")
+    bounds.add_argument("--concurrency", type=int, metavar="N", help="calls in flight (32)")
+    bounds.add_argument("--rpm", type=int, metavar="N", help="most calls a minute to a service")
+    bounds.add_argument("--tpm", type=int, metavar="N", help="most tokens a minute to a service")
     bounds.add_argument(
         "--budget_usd",
         type=float,
-        default=absent,
         metavar="X",
         help="stop before the output folder has cost more, earlier runs included",
     )
-    bounds.add_argument("--budget_tokens", type=int, default=absent, metavar="N", help="likewise, tokens in and out")
-    bounds.add_argument(
-        "--price", default=absent, metavar="IN,OUT", help="USD per million tokens of the vlm (its list price)"
-    )
-    bounds.add_argument("--max_images", type=int, default=absent, metavar="N", help="only the first N images")
+    bounds.add_argument("--budget_tokens", type=int, metavar="N", help="likewise, tokens in and out")
+    bounds.add_argument("--price", metavar="IN,OUT", help="USD per million tokens of the vlm (its list price)")
+    bounds.add_argument("--max_images", type=int, metavar="N", help="only the first N images")
 
 
 def _look_flags(look: argparse._ArgumentGroup) -> None:
     one = look.add_mutually_exclusive_group()
-    one.add_argument("--explain", action="store_true", help="list what would be done or redone, and why")
-    one.add_argument("--dry_run", action="store_true", help="expected calls by stage, tokens and cost")
+    one.add_argument("--explain", action="store_true", default=False, help="list what would be done or redone, and why")
+    one.add_argument("--dry_run", action="store_true", default=False, help="expected calls by stage, tokens and cost")
 
 
 def _part_flags(command: argparse.ArgumentParser) -> None:
-    absent = argparse.SUPPRESS
     parts = command.add_argument_group("parts")
-    parts.add_argument("--preset", default=absent, metavar="NAME", help="standard (default), published or offline")
-    parts.add_argument("--annotator", default=absent, metavar="NAME", help="override the preset's annotator")
-    parts.add_argument("--grounder", default=absent, metavar="NAME", help="override the preset's grounder")
-    parts.add_argument("--segmenter", default=absent, metavar="NAME", help="override the preset's segmenter")
+    parts.add_argument("--preset", metavar="NAME", help="standard (default), published or offline")
+    parts.add_argument("--annotator", metavar="NAME", help="override the preset's annotator")
+    parts.add_argument("--grounder", metavar="NAME", help="override the preset's grounder")
+    parts.add_argument("--segmenter", metavar="NAME", help="override the preset's segmenter")
     parts.add_argument(
         "--vlm",
-        default=absent,
         metavar="PROVIDER:MODEL",
         help="vision language model (google:gemini-flash-latest)",
     )
-    parts.add_argument("--config", "-c", default=absent, metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)")
-    parts.add_argument(
-        "--checkpoint", "-k", default=absent, metavar="FILE", help="SAM 2 or 3 checkpoint: .pt file, hub id or folder"
-    )
+    parts.add_argument("--config", "-c", metavar="NAME", help="SAM 2 config (sam2.1_hiera_l.yaml)")
+    parts.add_argument("--checkpoint", "-k", metavar="FILE", help="SAM 2 or 3 checkpoint: .pt file, hub id or folder")
     _vlm_flags(command.add_argument_group("vision language model"))
     _model_flags(command.add_argument_group("grounder and segmenter"))
 
 
 def _settings_flag(command: argparse.ArgumentParser) -> None:
     told = command.add_argument_group("settings")
-    told.add_argument("--settings", type=Path, metavar="FILE.toml", help="all flags below, as keys; flags given win")
+    told.add_argument(
+        "--settings", type=Path, default=None, metavar="FILE.toml", help="all flags below, as keys; flags given win"
+    )
 
 
 def _doctor_flags(doctor: argparse.ArgumentParser) -> None:
@@ -175,66 +163,46 @@ def _doctor_flags(doctor: argparse.ArgumentParser) -> None:
 
 
 def _vlm_flags(vlm: argparse._ArgumentGroup) -> None:
-    absent = argparse.SUPPRESS
-    vlm.add_argument("--vlm_base_url", default=absent, metavar="URL", help="another server of the provider's protocol")
+    vlm.add_argument("--vlm_base_url", metavar="URL", help="another server of the provider's protocol")
     vlm.add_argument(
         "--vlm_output",
-        default=absent,
         metavar="HOW",
         help="native (default): structured output by the server; prompted: the schema in words, for servers without",
     )
-    vlm.add_argument("--vlm_side", type=int, default=absent, metavar="N", help="long side of what it sees, px (768)")
-    vlm.add_argument("--vlm_timeout", type=float, default=absent, metavar="S", help="seconds for one answer (120)")
-    vlm.add_argument(
-        "--retry_seconds", type=float, default=absent, metavar="S", help="how long a failing call is tried again (300)"
-    )
-    vlm.add_argument(
-        "--temperature", default=absent, metavar="X", help="for every question, or by question: 0.7,verify=0 (0.7)"
-    )
+    vlm.add_argument("--vlm_side", type=int, metavar="N", help="long side of what it sees, px (768)")
+    vlm.add_argument("--vlm_timeout", type=float, metavar="S", help="seconds for one answer (120)")
+    vlm.add_argument("--retry_seconds", type=float, metavar="S", help="how long a failing call is tried again (300)")
+    vlm.add_argument("--temperature", metavar="X", help="for every question, or by question: 0.7,verify=0 (0.7)")
     vlm.add_argument(
         "--thinking",
-        default=absent,
         metavar="X",
         help="off, auto, minimal, low, medium, high or tokens, also by question: 1024,verify=off "
         "(auto; verify, align and refute off)",
     )
     vlm.add_argument(
         "--safety",
-        default=absent,
         metavar="LEVEL",
         help="what Gemini blocks: none, high (default: only high risk), medium, low, or default (its own)",
     )
-    vlm.add_argument("--prompts_dir", default=absent, metavar="DIR", help="NAME.txt files that replace templates")
+    vlm.add_argument("--prompts_dir", metavar="DIR", help="NAME.txt files that replace templates")
     vlm.add_argument(
         "--exhaustive",
         action=argparse.BooleanOptionalAction,
-        default=absent,
         help="reject a prompt that fits something unmasked as well (on)",
     )
 
 
 def _model_flags(models: argparse._ArgumentGroup) -> None:
-    absent = argparse.SUPPRESS
-    models.add_argument("--grounder_model", default=absent, metavar="MODEL", help="hub id or folder (the grounder's)")
-    models.add_argument("--grounder_revision", default=absent, metavar="REV", help="revision of that hub model")
-    models.add_argument(
-        "--trust_remote_code", action="store_true", default=absent, help="run the code that comes with moondream-hf"
-    )
-    models.add_argument(
-        "--box_threshold", type=float, default=absent, metavar="X", help="least score of a box (the grounder's)"
-    )
-    models.add_argument("--moondream_url", default=absent, metavar="URL", help="Moondream's endpoint (its cloud)")
-    models.add_argument(
-        "--device", default=absent, metavar="NAME", help="auto (every GPU, else CPU), cuda, cuda:1, cpu"
-    )
-    models.add_argument("--precision", default=absent, metavar="P", help="auto (bfloat16 on GPUs), bfloat16, float32")
-    models.add_argument("--device_batch", type=int, default=absent, metavar="N", help="images at once on a device (4)")
-    models.add_argument(
-        "--points_per_side", type=int, default=absent, metavar="N", help="grid of the pool of masks (64)"
-    )
-    models.add_argument(
-        "--clean_pixels", type=int, default=absent, metavar="N", help="fill holes and drop islands under N px (100)"
-    )
+    models.add_argument("--grounder_model", metavar="MODEL", help="hub id or folder (the grounder's)")
+    models.add_argument("--grounder_revision", metavar="REV", help="revision of that hub model")
+    models.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with moondream-hf")
+    models.add_argument("--box_threshold", type=float, metavar="X", help="least score of a box (the grounder's)")
+    models.add_argument("--moondream_url", metavar="URL", help="Moondream's endpoint (its cloud)")
+    models.add_argument("--device", metavar="NAME", help="auto (every GPU, else CPU), cuda, cuda:1, cpu")
+    models.add_argument("--precision", metavar="P", help="auto (bfloat16 on GPUs), bfloat16, float32")
+    models.add_argument("--device_batch", type=int, metavar="N", help="images at once on a device (4)")
+    models.add_argument("--points_per_side", type=int, metavar="N", help="grid of the pool of masks (64)")
+    models.add_argument("--clean_pixels", type=int, metavar="N", help="fill holes and drop islands under N px (100)")
 
 
 def _export_flags(export: argparse.ArgumentParser) -> None:

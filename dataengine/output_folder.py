@@ -19,7 +19,7 @@ from dataengine.errors import UsageError, output_error
 from dataengine.images import RUN_FOLDER_PREFIX, Photo
 from dataengine.leases import STATE
 from dataengine.records import Failure, Source
-from dataengine.run_folder import JOURNAL, RUN, RunFolder, path_text, read_record, write_whole
+from dataengine.run_folder import JOURNAL, RUN, RunFolder, path_text, write_whole
 from dataengine.settings import Settings
 
 FAILURES = "failures.jsonl"
@@ -84,13 +84,13 @@ class Folders:
 
     def is_free(self, name: str, image: Path) -> bool:
         """Whether a folder is nobody's, the image's own, or that of the same content under a path it no longer has."""
-        record = read_record(self._output_dir / name)
-        if record is None:
+        head = RunFolder(self._output_dir / name).head
+        if head is None:
             return _is_unclaimed(self._output_dir / name)
-        if record.source.path == path_text(image):
+        if head.source.path == path_text(image):
             return True
-        moved = record.source.path not in self._inputs and not Path(record.source.path).exists()
-        return moved and sha256_of(image) == record.source.sha256
+        moved = head.source.path not in self._inputs and not Path(head.source.path).exists()
+        return moved and sha256_of(image) == head.source.sha256
 
 
 def assign_folders(output_dir: Path, images: Sequence[Path]) -> list[RunFolder]:

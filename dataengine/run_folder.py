@@ -94,7 +94,7 @@ class RunFolder:
 
     def begin(self, record: RunRecord) -> None:
         """Claim the folder for a run. Results made from other inputs are removed; the journal stays."""
-        if self.record is None or self.record.fingerprint != record.fingerprint:
+        if self.head is None or self.head.fingerprint != record.fingerprint:
             self._remove_results()
         self._write_json(RUN, record)
 

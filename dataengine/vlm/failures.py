@@ -19,7 +19,6 @@ _KINDS: tuple[tuple[type[Exception], str, str, str], ...] = (
     (ai.ModelUnavailableError, "server_error", "is not available", AGAIN),
     (ai.ModelServerError, "server_error", "failed", AGAIN),
     (ai.ModelTimeoutError, "timeout", "did not answer in time", "Run again, or raise --vlm_timeout"),
-    (ai.ModelRequestTimeout, "timeout", "did not answer in time", "Run again, or raise --vlm_timeout"),
     (TimeoutError, "timeout", "did not answer in time", "Run again, or raise --vlm_timeout"),
     (
         ai.ModelConnectionError,
@@ -68,7 +67,7 @@ def _names_a_bad_key(error: Exception) -> bool:
 
 def _told(error: Exception) -> str:
     """What the service said of it, or what was wrong with its answer, shortened, in brackets."""
-    if isinstance(error, ai.OutputTokenLimitExceeded | ai.ModelTimeoutError | ai.ModelRequestTimeout | TimeoutError):
+    if isinstance(error, ai.OutputTokenLimitExceeded | ai.ModelTimeoutError | TimeoutError):
         return ""  # there is no more to say
     body: Any = getattr(error, "body", None)
     inner = body.get("error", body) if isinstance(body, dict) else body
