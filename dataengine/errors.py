@@ -7,6 +7,7 @@ DataEngineError            a message a user can act on: what, where, and what to
 ├── OutputError            results cannot be written; on a full disk the run stops (exit code 1)
 ├── KeyRefusedError        a service refuses the key; the run stops (exit code 1)
 ├── StoppedError           the run begins nothing more: its budget is used up, or it was interrupted
+├── TrainingError          training or evaluation cannot go on (exit code 1)
 └── StageError             one stage of one image failed; the others go on (exit code 1)
 """
 
@@ -108,6 +109,12 @@ class StageError(DataEngineError):
     """One stage of one image failed, for a cause that is not the image file."""
 
     reason = "stage_failed"
+
+
+class TrainingError(DataEngineError):
+    """Training or evaluation cannot go on: memory is full, or the loss is no number."""
+
+    reason = "training"
 
 
 def one_line(text: str) -> str:

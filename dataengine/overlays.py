@@ -72,6 +72,11 @@ def numbered(view: RgbArray, masks: Sequence[Mask]) -> RgbArray:
 
 def prompt_picture(view: RgbArray, masks: Sequence[Mask], text: str) -> RgbArray:
     """The masks in colour and boxed, the rest dimmed, the prompt written above."""
+    return np.concatenate([caption(text, view.shape[1]), highlighted(view, masks)])
+
+
+def highlighted(view: RgbArray, masks: Sequence[Mask]) -> RgbArray:
+    """The masks in colour and boxed, the rest dimmed."""
     shapes = [_at(view, mask) for mask in masks]
     picture = np.asarray(cv2.LUT(view, DIMMED), dtype=np.uint8)
     for shape in shapes:
@@ -81,7 +86,7 @@ def prompt_picture(view: RgbArray, masks: Sequence[Mask], text: str) -> RgbArray
         _tint(picture, shape, colour, 0.35)
         _outline(picture, shape, colour)
         _box(picture, shape, colour)
-    return np.concatenate([_caption(text, view.shape[1]), picture])
+    return picture
 
 
 def _at(view: RgbArray, mask: Mask) -> _Shape:
@@ -137,7 +142,7 @@ def _number(picture: RgbArray, shape: _Shape, text: str) -> None:
     cv2.putText(picture, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2, cv2.LINE_AA)
 
 
-def _caption(text: str, width: int) -> RgbArray:
+def caption(text: str, width: int) -> RgbArray:
     """The text in black on white, wrapped to `width`, (h, width, 3)."""
     lines = _wrapped(text, width - 12)
     step = TEXT_SIZE + 6

@@ -1,4 +1,4 @@
-"""SAM 2's weights into transformers' Sam2Model: from `.pt` files of Meta's, from saved folders, from the hub."""
+"""SAM 2's weights into transformers' Sam2Model, from `.pt` files of Meta's, saved folders or the hub; and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dataengine.errors import UsageError
 from dataengine.hub import identity_of, load_from_hub, model_folder, model_type
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from transformers import Sam2Config, Sam2Model
 
 SIDE = 1024  # pixels of the square image that every published SAM 2 sees
+
+
+class Flags(NamedTuple):
+    """The flags that name a model, for messages."""
+
+    config: str = "--config"
+    checkpoint: str = "--checkpoint"
+
+
+FLAGS = Flags()
+
 
 # Parts of Meta's checkpoints that only video needs: SAM2ImagePredictor never calls them, Sam2Model has none of them.
 VIDEO_ONLY = (
@@ -95,7 +106,7 @@ _RENAMES = tuple(
 )
 
 
-def load_sam2(config: str, checkpoint: str) -> tuple[Sam2Model, str]:
+def load_sam2(config: str, checkpoint: str, flags: Flags = FLAGS) -> tuple[Sam2Model, str]:
     """The model that `checkpoint` holds, in eval mode, on the CPU, in float32, and what identifies its weights.
 
     Args:
@@ -103,6 +114,7 @@ def load_sam2(config: str, checkpoint: str) -> tuple[Sam2Model, str]:
             architecture for a `.pt` file, and is not read for a folder or a hub id, which bring their own.
         checkpoint: a `.pt` file of Meta's, a folder written by `save_pretrained`, or a hub id such as
             `facebook/sam2.1-hiera-large`.
+        flags: what an error names them.
 
     Returns:
         The model, and a short string that is the same only for the same weights: 12 hex digits of a SHA-256 (of the
@@ -114,17 +126,18 @@ def load_sam2(config: str, checkpoint: str) -> tuple[Sam2Model, str]:
     """
     path = Path(checkpoint).expanduser()
     if path.is_file():
-        model = model_from_state(sam2_config(config), read_state(path), f"{path} with --config {config}")
+        where = f"{path} with {flags.config} {config}"
+        model = model_from_state(sam2_config(config, flags), read_state(path, flags), where, flags)
         return model, _digest(path)
     is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", checkpoint) and path.suffix not in (".pt", ".pth", ".safetensors")
     if not path.is_dir() and not is_hub_id:
         hint = "Check the path; a hub id looks like facebook/sam2.1-hiera-large"
-        raise UsageError(f"--checkpoint {checkpoint}: no such file or folder", hint=hint)
-    folder = model_folder("--checkpoint", str(path))
-    return _from_folder(folder), identity_of(folder)
+        raise UsageError(f"{flags.checkpoint} {checkpoint}: no such file or folder", hint=hint)
+    folder = model_folder(flags.checkpoint, str(path))
+    return _from_folder(folder, flags), identity_of(folder)
 
 
-def sam2_config(config: str) -> Sam2Config:
+def sam2_config(config: str, flags: Flags = FLAGS) -> Sam2Config:
     """The architecture of one of Meta's configs, as SAM2ImagePredictor uses it.
 
     Meta's `build_sam2` switches on the choice of a mask by its stability. The object-score head, the sigmoid on
@@ -137,7 +150,7 @@ def sam2_config(config: str) -> Sam2Config:
 
     name = PurePosixPath(config).name
     if name not in SAM2_CONFIGS:
-        raise UsageError(f"--config {config}: no such config", hint=f"There are {', '.join(SAM2_CONFIGS)}")
+        raise UsageError(f"{flags.config} {config}: no such config", hint=f"There are {', '.join(SAM2_CONFIGS)}")
     size = _SIZES[name.removesuffix(".yaml").rpartition("_")[2]]
     vision = Sam2VisionConfig(
         backbone_config=_backbone(size),
@@ -181,29 +194,44 @@ def _backbone(size: _Size) -> Any:
     )
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, flags: Flags = FLAGS, part: str = "model") -> dict[str, Tensor]:
     """The tensors of a `.pt` file by Meta's names, mapped from the file where its format allows it.
 
-    The file is read by torch's `weights_only` unpickler, which runs no code of the file.
+    Args:
+        path: the file.
+        flags: what an error names it.
+        part: the key that holds them, where they are not the whole file.
 
     Raises:
-        UsageError: the file cannot be read, or holds no state dict, bare or as its `model`.
+        UsageError: the file cannot be read, or holds no state dict, bare or as its `part`.
+    """
+    import torch
+
+    content = read_pt(path, flags)
+    state = content.get(part, content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        keys = ", ".join(map(repr, list(content)[:4])) if isinstance(content, dict) else ""
+        found = f"a dict of {keys or 'nothing'}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        hint = f"Such a checkpoint is {{{part!r}: state_dict}}"
+        what = f"holds no weights, by themselves or as {part!r}, but {found}"
+        raise UsageError(f"{flags.checkpoint} {path}: {what}", hint=hint)
+    return {str(key): value for key, value in state.items()}
+
+
+def read_pt(path: Path, flags: Flags = FLAGS) -> Any:
+    """What `torch.save` wrote, by the `weights_only` unpickler, which runs no code of the file; tensors on the CPU.
+
+    Raises:
+        UsageError: the file cannot be read.
     """
     import torch
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
-        raise UsageError(f"--checkpoint {path}: cannot be read ({error.strerror or error})") from None
+        raise UsageError(f"{flags.checkpoint} {path}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # whatever the unpickler meets in a file that is no checkpoint
-        raise _unreadable(path, error) from None
-    state = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        keys = ", ".join(map(repr, list(content)[:4])) if isinstance(content, dict) else ""
-        found = f"a dict of {keys or 'nothing'}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        hint = "A checkpoint of Meta's is {'model': state_dict}"
-        raise UsageError(f"--checkpoint {path}: holds no weights, by themselves or as 'model', but {found}", hint=hint)
-    return {str(key): value for key, value in state.items()}
+        raise _unreadable(path, error, flags) from None
 
 
 _HEADS = {
@@ -214,21 +242,26 @@ _HEADS = {
 }
 
 
-def _unreadable(path: Path, error: Exception) -> UsageError:
+def _unreadable(path: Path, error: Exception, flags: Flags) -> UsageError:
     with path.open("rb") as file:
         head = file.read(1024).lstrip()
     again = "Download it again, from the links in Meta's sam2 repository"
     forbidden = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
     if forbidden:
         what = f"asks for {forbidden[1]}: it holds more than weights, and was not loaded"
-        return UsageError(f"--checkpoint {path}: {what}", hint="Save it as {'model': model.state_dict()}")
+        return UsageError(f"{flags.checkpoint} {path}: {what}", hint="Save it as {'model': model.state_dict()}")
     for start, what in _HEADS.items():
         if (start and head.startswith(start)) or head == start:
-            return UsageError(f"--checkpoint {path}: {what}", hint=again)
-    return UsageError(f"--checkpoint {path}: not a checkpoint of PyTorch ({type(error).__name__})", hint=again)
+            return UsageError(f"{flags.checkpoint} {path}: {what}", hint=again)
+    return UsageError(f"{flags.checkpoint} {path}: not a checkpoint of PyTorch ({type(error).__name__})", hint=again)
 
 
-def model_from_state(config: Sam2Config, state: Mapping[str, Tensor], where: str) -> Sam2Model:
+def model_from_state(
+    config: Sam2Config,
+    state: Mapping[str, Tensor],
+    where: str,
+    flags: Flags = FLAGS,
+) -> Sam2Model:
     """A model of the config with copies of Meta's tensors, in eval mode, on the CPU, in float32.
 
     The model is built without memory of its own and takes the copies as they are; it has no buffer that its state
@@ -238,6 +271,7 @@ def model_from_state(config: Sam2Config, state: Mapping[str, Tensor], where: str
         config: the architecture.
         state: tensors by Meta's names; those of `VIDEO_ONLY` are not used.
         where: what an error names: the file, and the config.
+        flags: what it calls them.
 
     Raises:
         UsageError: keys are missing, left over, or of another shape.
@@ -257,7 +291,7 @@ def model_from_state(config: Sam2Config, state: Mapping[str, Tensor], where: str
         if key in state and tuple(state[key].shape) != shape
     ]
     if missing or left_over or unequal:
-        raise _misfit(where, len(expected), missing, left_over, unequal, _hint(config, state))
+        raise _misfit(where, len(expected), missing, left_over, unequal, _hint(config, state, flags), flags)
     joined = {name: torch.cat([state[meta] for meta in meta_names(name)]).float() for name in ours}
     model.load_state_dict(joined, strict=True, assign=True)
     model.train(False)
@@ -273,6 +307,15 @@ def meta_names(name: str) -> tuple[str, ...]:
     return (name,)
 
 
+def meta_state(model: Sam2Model) -> dict[str, Tensor]:
+    """The model's tensors by Meta's names: what `model_from_state` reads; parts for video are not among them."""
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        parts = meta_names(name)
+        state.update(zip(parts, value.chunk(len(parts)), strict=True))
+    return state
+
+
 def _shapes(name: str, value: Tensor) -> list[tuple[str, tuple[int, ...]]]:
     """Meta's keys for one of ours, with the shape that each must have."""
     parts = meta_names(name)
@@ -280,16 +323,23 @@ def _shapes(name: str, value: Tensor) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _misfit(
-    where: str, expected: int, missing: Sequence[str], left_over: Sequence[str], unequal: Sequence[str], hint: str
+    where: str,
+    expected: int,
+    missing: Sequence[str],
+    left_over: Sequence[str],
+    unequal: Sequence[str],
+    hint: str,
+    flags: Flags,
 ) -> UsageError:
     counts = f"{len(missing)} missing, {len(left_over)} left over, {len(unequal)} of another shape"
     first = [f"missing {key}" for key in missing] + [f"left over {key}" for key in left_over] + list(unequal)
     return UsageError(
-        f"--checkpoint {where}: the {expected} keys of the model do not fit ({counts}; first: {first[0]})", hint=hint
+        f"{flags.checkpoint} {where}: the {expected} keys of the model do not fit ({counts}; first: {first[0]})",
+        hint=hint,
     )
 
 
-def _hint(config: Sam2Config, state: Mapping[str, Tensor]) -> str:
+def _hint(config: Sam2Config, state: Mapping[str, Tensor], flags: Flags) -> str:
     """What to do about tensors that do not fit: another config where the encoder's width and depth are those of one."""
     patches = state.get("image_encoder.trunk.patch_embed.proj.weight")
     numbers = {m[1] for key in state if (m := re.match(r"image_encoder\.trunk\.blocks\.(\d+)\.", key))}
@@ -301,7 +351,7 @@ def _hint(config: Sam2Config, state: Mapping[str, Tensor]) -> str:
     if not names:
         return "It is of no size of SAM 2 or 2.1: use a checkpoint as Meta published it"
     family = "sam2.1" if "no_obj_embed_spatial" in state else "sam2"
-    return f"Its shapes are those of --config {family}_hiera_{names[0]}.yaml"
+    return f"Its shapes are those of {flags.config} {family}_hiera_{names[0]}.yaml"
 
 
 def _digest(path: Path) -> str:
@@ -309,22 +359,23 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def _from_folder(folder: Path) -> Sam2Model:
+def _from_folder(folder: Path, flags: Flags) -> Sam2Model:
     """The model that `save_pretrained` wrote; of a video model, the part that Sam2Model has."""
     if not (folder / "config.json").is_file():
         files = sorted(folder.glob("*.pt"))
-        hint = f"Name the file: --checkpoint {files[0]}" if files else "Name a folder written by save_pretrained"
-        raise UsageError(f"--checkpoint {folder}: the folder has no config.json", hint=hint)
-    return load_from_hub("--checkpoint", lambda: _pretrained(folder), str(folder))
+        hint = f"Name the file: {flags.checkpoint} {files[0]}" if files else "Name a folder written by save_pretrained"
+        raise UsageError(f"{flags.checkpoint} {folder}: the folder has no config.json", hint=hint)
+    return load_from_hub(flags.checkpoint, lambda: _pretrained(folder, flags), str(folder))
 
 
-def _pretrained(folder: Path) -> Sam2Model:
+def _pretrained(folder: Path, flags: Flags) -> Sam2Model:
     import torch
     from transformers import Sam2Model
 
     kind = model_type(folder)
     if kind not in ("sam2", "sam2_video"):
-        raise UsageError(f"--checkpoint {folder}: holds a model of type {kind!r}, not SAM 2", hint="Name a SAM 2 model")
+        what = f"holds a model of type {kind!r}, not SAM 2"
+        raise UsageError(f"{flags.checkpoint} {folder}: {what}", hint="Name a SAM 2 model")
     loaded: Any = Sam2Model.from_pretrained(
         folder,
         dtype=torch.float32,
@@ -337,6 +388,6 @@ def _pretrained(folder: Path) -> Sam2Model:
     missing, left_over = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing or left_over or unequal:
         hint = "Its weights are not those of its config.json: save or download it again"
-        raise _misfit(str(folder), len(model.state_dict()), missing, left_over, unequal, hint)
+        raise _misfit(str(folder), len(model.state_dict()), missing, left_over, unequal, hint, flags)
     model.train(False)
     return model

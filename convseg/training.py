@@ -1,0 +1,528 @@
+"""Training: SAM 2's mask decoder and the language adapter learn from pairs of a prompt and a mask.
+
+Settings whose default is not explained here are those published with the model (arXiv 2602.13195).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from convseg.adapter import PICTURE_SIDE, QWEN
+from convseg.batches import Batch, FeatureCache, Order, Shaping, batches
+from convseg.checkpoints import (
+    FINAL,
+    Build,
+    Model,
+    load_lora,
+    load_plm,
+    load_sam,
+    new_model,
+    read_training_state,
+    remove_step,
+    save_state,
+    save_weights,
+    steps_saved,
+)
+from convseg.data import Sample, checked, data_digest, read_jsonl, split_by_image, usable
+from convseg.distributed import Team, computing_in, number_type
+from convseg.evaluation import Prediction, predictions
+from convseg.losses import MaskLoss, mask_loss
+from convseg.metrics import Metrics, iou, metrics
+from convseg.network import ImageMaps
+from convseg.panels import panel, stacked
+from dataengine.devices import is_out_of_memory
+from dataengine.errors import TrainingError, UsageError
+from dataengine.packing import png
+from dataengine.run_folder import write_whole
+
+VALIDATION_SHARE = 0.01  # of the photos
+CLIP = 1.0  # norm of the gradient
+WARMUP_SHARE = 0.03  # of the updates
+LATEST = "latest"  # of --resume
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What `train.py` is told. Field names are the flags' names."""
+
+    data_dir: Path
+    dataset_jsonl: str = "dataset.jsonl"
+    model_cfg: str = "sam2_hiera_s.yaml"
+    checkpoint: str = "sam2_hiera_small.pt"
+    plm_model_name: str = QWEN
+    plm_image_side: int = PICTURE_SIDE
+    device: str = "auto"
+    precision: str = "auto"
+    steps: int = 3000
+    batch_size: int = 4
+    acc: int = 4
+    lr: float = 1e-4
+    min_lr: float = 1e-6
+    warmup_updates: int = -1
+    wd: float = 1e-4
+    lora_r: int = 16
+    lora_alpha: int = 32
+    max_dim: int = 0
+    er_k: int = 5
+    er_it: int = 1
+    augment: bool = False
+    train_encoder: bool = False
+    num_samples: int | None = None
+    seed: int = 1337
+    workers: int = 4
+    cache_features: Path | None = None
+    skip_bad: bool = False
+    out: Path = Path("ckpts")
+    name: str = "fine_tuned_sam2_batched"
+    log_every: int = 20
+    save_every: int = 1000
+    keep: int = 0
+    plm_save: str = "all"
+    val_every: int = 200
+    val_count: int = 6
+    val_dir: Path | None = None
+    resume: str | None = None
+    resume_sam_path: Path | None = None
+    resume_plm_path: Path | None = None
+    resume_lora_path: Path | None = None
+
+    @property
+    def updates(self) -> int:
+        """How often the weights change."""
+        return math.ceil(self.steps / self.acc)
+
+    @property
+    def warmup(self) -> int:
+        """Updates until the learning rate is at its height."""
+        return self.warmup_updates if self.warmup_updates >= 0 else int(WARMUP_SHARE * self.updates)
+
+    @property
+    def panels(self) -> Path:
+        """Where pictures of the validation go."""
+        return self.val_dir or self.out / "val"
+
+
+# What the losses follow from: a run can only go on with the same.
+RECIPE = (
+    "steps", "batch_size", "acc", "lr", "min_lr", "warmup_updates", "wd", "lora_r", "lora_alpha", "max_dim", "er_k",
+    "er_it", "augment", "train_encoder", "seed", "plm_image_side",
+)  # fmt: skip
+
+
+class Reporter(Protocol):
+    """Who is told how training goes."""
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        ...
+
+    def began(self, first: int, steps: int) -> None:
+        """Training begins with step `first` of `steps`."""
+        ...
+
+    def stepped(self, step: int, values: Mapping[str, float] | None) -> None:
+        """A step is done; every `--log-every` steps with its loss, bce, dice, iou, lr and samples a second."""
+        ...
+
+    def validated(self, step: int, found: Metrics) -> None:
+        """A validation is done."""
+        ...
+
+
+def train(settings: TrainSettings, reporter: Reporter) -> int:
+    """Train; the exit code: 0, or 130 or 143 where a signal stopped it, after all was saved.
+
+    Raises:
+        UsageError: a setting, the data or a model is wrong; nothing was begun.
+        TrainingError: training cannot go on.
+        OutputError: results cannot be written.
+    """
+    team = Team.join(settings.device)
+    try:
+        return _train(settings, reporter, team)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "Lower --batch-size, and raise --acc as much"
+        raise TrainingError(f"out of memory on {team.device}", hint=hint, reason="out_of_memory") from None
+    finally:
+        team.leave()
+
+
+def _train(settings: TrainSettings, reporter: Reporter, team: Team) -> int:
+    samples = _samples(settings, reporter, team)
+    dtype = number_type(team.device, settings.precision)
+    torch.manual_seed(settings.seed)
+    build = Build(
+        sam2={},
+        plm_model_name=settings.plm_model_name,
+        lora_r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        plm_image_side=settings.plm_image_side,
+        max_dim=settings.max_dim,
+    )
+    model = new_model(
+        settings.model_cfg,
+        settings.checkpoint,
+        build,
+        dtype=dtype if team.on_gpu else torch.float32,
+        train_encoder=settings.train_encoder,
+    )
+    state = _earlier(settings, model, data_digest(samples))
+    if not state:
+        _warm_start(settings, model)
+    trained, held = split_by_image(samples, VALIDATION_SHARE, settings.seed)
+    model.network.to(team.device)
+    if team.leads:
+        for line in _told(settings, model, trained, held, team, dtype):
+            reporter.say(line)
+    trainer = Trainer(settings, reporter, team, model, dtype, trained, held, data_digest(samples))
+    if state:
+        trainer.restore(state)
+    return trainer.run()
+
+
+def _samples(settings: TrainSettings, reporter: Reporter, team: Team) -> list[Sample]:
+    """The samples, each checked, before anything large is loaded."""
+    listed = read_jsonl(settings.data_dir / settings.dataset_jsonl, settings.data_dir, settings.num_samples)
+    loaded = checked(listed, settings.workers if team.leads else 0)
+    say = reporter.say if team.leads else lambda _: None
+    return usable(loaded, str(settings.data_dir / settings.dataset_jsonl), skip_bad=settings.skip_bad, say=say)
+
+
+def _warm_start(settings: TrainSettings, model: Model) -> None:
+    if settings.resume_sam_path:
+        load_sam(model.network, settings.resume_sam_path, "--resume-sam-path")
+    if settings.resume_plm_path:
+        load_plm(model.network.adapter, settings.resume_plm_path, "--resume-plm-path")
+    if settings.resume_lora_path:
+        load_lora(model.network.adapter, str(settings.resume_lora_path), "--resume-lora-path")
+
+
+def _earlier(settings: TrainSettings, model: Model, data: str) -> dict[str, Any] | None:
+    """The state that training goes on from, its weights loaded; None where it begins anew."""
+    saved = steps_saved(settings.out, settings.name)
+    if settings.resume is None:
+        if saved:
+            raise UsageError(
+                f"--out {settings.out}: has step {saved[-1]} of {settings.name} already",
+                hint="Go on with --resume, or choose another --out or --name",
+            )
+        return None
+    step = saved[-1] if settings.resume == LATEST and saved else _number(settings.resume)
+    if step not in saved:
+        there = ", ".join(map(str, saved)) or "none"
+        what = f"--resume: no such checkpoint of {settings.name} in {settings.out}"
+        raise UsageError(what, hint=f"Steps there: {there}")
+    state = read_training_state(settings.out, settings.name, step)
+    for name, value in _recipe(settings, model, data).items():
+        if state["recipe"].get(name) != value:
+            before = state["recipe"].get(name)
+            what = f"--resume: {name.replace('_', '-')} is {value}, but was {before} at step {step}"
+            raise UsageError(what, hint="Go on with what it was, or begin anew in another --out")
+    load_sam(model.network, settings.out / f"{settings.name}_{step}.torch", "--resume")
+    load_plm(model.network.adapter, settings.out / f"{settings.name}_plm_{step}.torch", "--resume")
+    return state
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else -1
+
+
+def _recipe(settings: TrainSettings, model: Model, data: str) -> dict[str, Any]:
+    chosen = {name: getattr(settings, name) for name in RECIPE}
+    return {**chosen, "data": data, "language_model": model.weights["language"]}
+
+
+def _told(
+    settings: TrainSettings, model: Model, trained: Sequence[Sample], held: Sequence[Sample], team: Team, dtype: Any
+) -> Iterator[str]:
+    network = model.network
+    all_, learnt = (sum(p.numel() for p in network.parameters() if p.requires_grad or w) for w in (True, False))
+    yield f"{len(trained):,} samples to train on, {len(held):,} to validate on, of other photos"
+    yield f"{learnt / 1e6:,.2f} of {all_ / 1e6:,.2f} million parameters are trained"
+    devices = f"{team.ranks} processes, {team.device.partition(':')[0]}" if team.ranks > 1 else team.device
+    each = (
+        f"{settings.batch_size} samples x {settings.acc} steps x {team.ranks}"
+        if team.ranks > 1
+        else (f"{settings.batch_size} samples x {settings.acc} steps")
+    )
+    yield f"{devices}, {str(dtype).removeprefix('torch.')}; an update sees {each}"
+    if settings.cache_features and (settings.augment or settings.train_encoder):
+        why = "photos are changed at random" if settings.augment else "the encoder is trained"
+        yield f"--cache_features: not used, since {why}"
+
+
+def learning_rate(update: int, settings: TrainSettings) -> float:
+    """The rate of an update, the first of which is 0: a straight way up, then a half cosine down to `min_lr`."""
+    if update < settings.warmup:
+        return settings.lr * (update + 1) / (settings.warmup + 1)
+    done = (update - settings.warmup) / max(1, settings.updates - settings.warmup)
+    return settings.min_lr + (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
+
+
+class Trainer:
+    """The loop, with what it changes.
+
+    Args:
+        model: on the team's device.
+        dtype: of the matrix products.
+        trained, held: samples to train and to validate on.
+        data: digest of all of them.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        reporter: Reporter,
+        team: Team,
+        model: Model,
+        dtype: torch.dtype,
+        trained: Sequence[Sample],
+        held: Sequence[Sample],
+        data: str,
+    ) -> None:
+        self.settings, self.reporter, self.team, self.model, self.dtype = settings, reporter, team, model, dtype
+        self.network = model.network
+        self.trained, self.held = list(trained), list(held)
+        self.recipe = _recipe(settings, model, data)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.wd)
+        self.step = self.update = 0
+        self.cache = self._cache()
+        self.shaping = Shaping(
+            model.square, self.network.side, self.network.cells, settings.er_k, settings.er_it, settings.augment
+        )
+
+    def _cache(self) -> FeatureCache | None:
+        settings = self.settings
+        if settings.cache_features is None or settings.augment or settings.train_encoder:
+            return None
+        sizes = [self.model.square, self.network.side, self.model.reader.side]
+        return FeatureCache(settings.cache_features, [self.model.weights["sam2"], *sizes, self.dtype])
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; the weights are loaded already."""
+        self.step, self.update = state["step"], state["update"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, gradient in zip(self.parameters, state["gradients"], strict=True):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+    def run(self) -> int:
+        """Train to the last step; the exit code."""
+        settings = self.settings
+        if self.team.leads:
+            self.reporter.began(self.step + 1, settings.steps)
+        with _signals() as caught, self._writer() as writer:
+            self.writer = writer
+            code = self._steps(caught)
+            if self.cache:
+                self.cache.close()
+            if not code:
+                self._finish()
+        return code
+
+    def _steps(self, caught: list[int]) -> int:
+        settings, team = self.settings, self.team
+        shared = team.shared(self.network)
+        self.network.train()
+        order = Order(len(self.trained), settings.batch_size, settings.seed, team.rank, team.ranks)
+        made = batches(
+            self.trained,
+            self.model.reader,
+            self.shaping,
+            order,
+            range(self.step + 1, settings.steps + 1),
+            seed=settings.seed,
+            cache=self.cache,
+            workers=settings.workers,
+            pin=team.on_gpu,
+        )
+        self.clock = time.monotonic()
+        for batch in made:
+            self.step += 1
+            self._learn(shared, batch.to(team.device))
+            if settings.val_every and self.step % settings.val_every == 0 and self.step < settings.steps:
+                self._validate(self._shown(), str(self.step))
+            code = team.highest(caught[0] if caught else 0)
+            if code or (settings.save_every and self.step % settings.save_every == 0 and self.step < settings.steps):
+                self._save(str(self.step))
+            if code:
+                if team.leads:
+                    self.reporter.say(f"stopped at step {self.step}; all is saved: go on with --resume")
+                return 128 + code
+        return 0
+
+    def _learn(self, shared: torch.nn.Module, batch: Batch) -> None:
+        settings, team = self.settings, self.team
+        # What is random (LoRA's dropout) follows from the step, so that training can go on at any.
+        torch.manual_seed((settings.seed * 1_000_003 + self.step) * team.ranks + team.rank)
+        with computing_in(team.device, self.dtype):
+            images = batch.pixels if settings.train_encoder else self._maps(batch)
+            logits = shared(images, batch.which, batch.inputs)
+        loss = mask_loss(logits, batch.target, batch.inside)
+        torch.autograd.backward(loss.total / settings.acc)
+        if self.step % settings.acc == 0 or self.step == settings.steps:
+            self._change_weights(batch)
+        logs = self.step % settings.log_every == 0
+        if team.leads:
+            self.reporter.stepped(self.step, self._values(loss, logits, batch) if logs else None)
+
+    def _maps(self, batch: Batch) -> ImageMaps:
+        """Features of the batch's photos, from the cache and from the encoder."""
+        if not len(batch.pixels):
+            assert batch.maps is not None  # a batch has a photo
+            return batch.maps
+        fresh = self.network.encode(batch.pixels)
+        if self.cache:
+            self.cache.put(batch.keys, fresh, batch.pictures)
+        return fresh if batch.maps is None else batch.maps.joined(fresh)
+
+    def _change_weights(self, batch: Batch) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.update, self.settings)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        if not math.isfinite(norm):
+            where = ", ".join(s.where for s in batch.samples)
+            raise TrainingError(
+                f"step {self.step}: the loss is no number any more (last samples: {where})",
+                hint="Lower --lr; saved steps are whole: go on from one with --resume STEP",
+                reason="not_finite",
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.update += 1
+
+    @torch.no_grad()
+    def _values(self, loss: MaskLoss, logits: Tensor, batch: Batch) -> dict[str, float]:
+        settings, now = self.settings, time.monotonic()
+        seen = settings.log_every * settings.batch_size * self.team.ranks
+        values = {
+            "loss": float(loss.total),
+            "bce": float(loss.bce),
+            "dice": float(loss.dice),
+            "iou": _mean_iou(logits, batch),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "samples_per_second": seen / max(1e-9, now - self.clock),
+        }
+        self.clock = now
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, self.step)
+        return values
+
+    # Validation and saving, by the process that leads.
+
+    def _shown(self) -> list[Sample]:
+        """Some of what is held back, evenly over it."""
+        every = max(1, len(self.held) // max(1, self.settings.val_count))
+        return self.held[::every][: self.settings.val_count]
+
+    def _validate(self, samples: Sequence[Sample], tag: str, *, workers: int = 0) -> None:
+        if self.team.leads and samples:
+            self.network.eval()
+            shown = {sample.id for sample in self._shown()}
+            overlaps, panels = [], []
+            found = predictions(self.model, samples, self.team.device, self.dtype, workers=workers)
+            for p in found:
+                overlaps.append(p.overlap)
+                if p.sample.id in shown:
+                    panels.append(_panel(p))
+            self.network.train()
+            measured = metrics(overlaps)
+            self._write_validation(measured, stacked(panels) if panels else None, tag)
+        self.team.wait()
+        self.clock = time.monotonic()
+
+    def _write_validation(self, measured: Metrics, picture: Any, tag: str) -> None:
+        for name in ("giou", "ciou", "left_empty"):
+            value = getattr(measured, name).value
+            if value is not None:
+                self.writer.add_scalar(f"val/{name}", value, self.step)
+        if picture is not None:
+            write_whole(self.settings.panels / f"step_{tag}.png", png(picture))
+            self.writer.add_image("val/panels", picture, self.step, dataformats="HWC")
+        self.reporter.validated(self.step, measured)
+
+    def _save(self, tag: str, *, state: bool = True) -> None:
+        settings = self.settings
+        if self.team.leads:
+            save_weights(settings.out, settings.name, tag, self.model, frozen=settings.plm_save == "all")
+            if state:
+                save_state(settings.out, settings.name, tag, self._state())
+            old = steps_saved(settings.out, settings.name)[: -settings.keep] if settings.keep else []
+            for step in old:
+                remove_step(settings.out, settings.name, step)
+        self.team.wait()
+        self.clock = time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "update": self.update,
+            "recipe": self.recipe,
+            "build": asdict(self.model.build),
+            "optimizer": self.optimizer.state_dict(),
+            "gradients": [p.grad for p in self.parameters],  # of an update that is not complete yet
+        }
+
+    def _finish(self) -> None:
+        self._save(FINAL, state=False)
+        self._validate(self.held, FINAL, workers=self.settings.workers)
+
+    @contextmanager
+    def _writer(self) -> Iterator[Any]:
+        """TensorBoard's, where it goes on from the step; nobody's, where this process does not lead."""
+        if not self.team.leads:
+            yield None
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        settings = self.settings
+        writer: Any = SummaryWriter(str(settings.out / "tb" / settings.name), purge_step=self.step + 1)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+def _mean_iou(logits: Tensor, batch: Batch) -> float:
+    predicted, truth = (logits > 0) & batch.inside, batch.target >= 0.5
+    both, either = (predicted & truth).sum((1, 2)).tolist(), (predicted | truth).sum((1, 2)).tolist()
+    return sum(map(iou, both, either)) / len(both)
+
+
+def _panel(p: Prediction) -> Any:
+    return panel(p.rgb, p.truth, p.predicted, p.sample.prompt, f"predicted, IoU {p.overlap.iou:.2f}")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals met so far, Ctrl-C and SIGTERM: the first ends training after its step, a second at once."""
+    caught: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not in the main thread: whoever calls deals with signals
+        pass
+    try:
+        yield caught
+    finally:
+        for caught_one, handler in before.items():
+            signal.signal(caught_one, handler)
