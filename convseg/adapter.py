@@ -6,6 +6,7 @@ the end of the sequence a bias for every cell of the image. Names of parameters 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +184,10 @@ def load_adapter(
     )
     tokenizer = processor.tokenizer
     special = {*tokenizer.all_special_ids, *(i for word, i in tokenizer.get_added_vocab().items() if _is_mark(word))}
-    adapter = LanguageAdapter(get_peft_model(backbone, lora), width, sorted(special), int(tokenizer.eos_token_id))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)  # peft's use
+        adapted = get_peft_model(backbone, lora)
+    adapter = LanguageAdapter(adapted, width, sorted(special), int(tokenizer.eos_token_id))
     return adapter, PromptReader(processor, side), identity_of(Path(folder))
 
 

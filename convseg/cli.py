@@ -135,11 +135,7 @@ def _model(given: dict[str, Any]) -> tuple[Model, str, Any]:
     from dataengine.devices import device_names
 
     device = device_names(given.get("device", "auto"))[0]
-    precision = given.get("precision", "auto")
-    known = ("auto", "fp32", "bf16", "fp16", "float32", "bfloat16", "float16")
-    if precision not in known:
-        raise UsageError(f"--precision {precision}: no such precision", hint=f"There are {', '.join(known)}")
-    dtype = number_type(device, precision)
+    dtype = number_type(device, given.get("precision", "auto"))
     model = trained_model(
         given["final_ckpt"],
         given["plm_ckpt"],

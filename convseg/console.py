@@ -26,6 +26,9 @@ class LineReporter:
         """A line."""
         say(text)
 
+    def checked(self, done: int, of: int) -> None:
+        """Nothing."""
+
     def began(self, first: int, steps: int) -> None:
         """Says where it goes on."""
         self._steps = steps
@@ -58,10 +61,14 @@ class BarReporter(LineReporter):
         """A line above the bar."""
         self._bar.console.print(text, markup=False, highlight=False)
 
+    def checked(self, done: int, of: int) -> None:
+        """The bar is of files first."""
+        self._bar.update(self._task, description="checking files", total=of, completed=done)
+
     def began(self, first: int, steps: int) -> None:
-        """Sets the bar's length."""
+        """The bar becomes one of steps."""
         super().began(first, steps)
-        self._bar.update(self._task, total=steps, completed=first - 1)
+        self._bar.reset(self._task, description="training", total=steps, completed=first - 1)
 
     def stepped(self, step: int, values: Mapping[str, float] | None) -> None:
         """Moves the bar."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import distributed, nn
@@ -15,6 +16,12 @@ from convseg.network import ConvSeg
 from dataengine.devices import device_names, in_bfloat16
 from dataengine.errors import UsageError
 
+T = TypeVar("T")
+
+PRECISIONS = {
+    "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
+    "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32,
+}  # fmt: skip
 PATIENCE = datetime.timedelta(hours=12)  # that processes wait while the first one validates
 
 
@@ -76,6 +83,14 @@ class Team:
         distributed.all_reduce(told, distributed.ReduceOp.MAX)
         return int(told)
 
+    def agreed(self, make: Callable[[], T]) -> T:
+        """What the leading process makes, for all."""
+        if self.ranks < 2:
+            return make()
+        told = [make() if self.leads else None]
+        distributed.broadcast_object_list(told, device=torch.device(self.device))
+        return cast(T, told[0])
+
     def wait(self) -> None:
         """Wait for all processes to be here."""
         if self.ranks > 1:
@@ -91,12 +106,16 @@ def number_type(device: str, precision: str) -> torch.dtype:
     """What matrix products are computed in.
 
     Args:
-        precision: auto (bfloat16 on GPUs made for it, else float32), bfloat16, float16, float32; also bf16, fp16, fp32.
+        precision: auto (bfloat16 on GPUs made for it, else float32) or one of `PRECISIONS`.
+
+    Raises:
+        UsageError: there is no such precision.
     """
-    named: dict[str, Any] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if precision == "auto":
         return torch.bfloat16 if in_bfloat16(device, "auto") else torch.float32
-    return cast(torch.dtype, named.get(precision) or getattr(torch, precision))
+    if precision not in PRECISIONS:
+        raise UsageError(f"--precision {precision}: no such precision", hint=f"There are auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
 
 
 def computing_in(device: str, dtype: torch.dtype) -> torch.autocast:

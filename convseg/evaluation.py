@@ -211,6 +211,8 @@ def write_results(path: Path, results: Results, told: Mapping[str, Any]) -> None
 
 def percent(estimate: Estimate) -> str:
     """A metric in percent with its interval, or a dash."""
-    if estimate.value is None or estimate.low is None or estimate.high is None:
+    if estimate.value is None:
         return "-"
+    if estimate.low is None or estimate.high is None:
+        return f"{100 * estimate.value:.1f}"
     return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"

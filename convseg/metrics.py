@@ -57,7 +57,7 @@ def iou(intersection: float, union: float) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric and its interval; all None where nothing was measured."""
+    """A metric and its interval, which is None for a single photo; all None where nothing was measured."""
 
     value: float | None
     low: float | None
@@ -98,16 +98,19 @@ def metrics(found: Sequence[Overlap], *, seed: int = 0) -> Metrics:
     draws = random.multinomial(len(images), np.full(len(images), 1 / len(images)), size=DRAWS) if images else None
     again = None if draws is None else draws @ sums
     negatives = sum(o.negative for o in found)
-    giou, ciou, left_empty = (_estimate(sums.sum(0), again, column) for column in (0, 2, 4))
+    giou, ciou, left_empty = (_estimate(sums.sum(0), again, column, len(images)) for column in (0, 2, 4))
     if found and ciou.value is None:  # every mask is empty, on both sides
         ciou = Estimate(1.0, 1.0, 1.0)
     return Metrics(len(found), negatives, giou, ciou, left_empty)
 
 
-def _estimate(sums: FloatArray, again: FloatArray | None, column: int) -> Estimate:
+def _estimate(sums: FloatArray, again: FloatArray | None, column: int, photos: int) -> Estimate:
     """The ratio of a column and the one after it, and where 95 % of the draws' ratios lie."""
     if again is None or not sums[column + 1]:
         return Estimate(None, None, None)
+    value = float(sums[column] / sums[column + 1])
     able = again[again[:, column + 1] > 0]
+    if photos < 2:
+        return Estimate(value, None, None)
     low, high = np.quantile(able[:, column] / able[:, column + 1], [(1 - SPAN) / 2, (1 + SPAN) / 2])
-    return Estimate(float(sums[column] / sums[column + 1]), float(low), float(high))
+    return Estimate(value, float(low), float(high))

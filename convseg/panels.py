@@ -11,6 +11,7 @@ from dataengine.masks import BoolArray, Mask
 from dataengine.overlays import caption, highlighted
 
 SIDE = 420  # pixels of the long side of each of the three
+LEGIBLE = 260  # pixels
 GAP = 6
 
 
@@ -24,7 +25,7 @@ def panel(rgb: RgbArray, truth: BoolArray | None, predicted: BoolArray, prompt: 
         prompt: written above the photo.
         note: written above the prediction.
     """
-    view = shrunk(rgb, SIDE)
+    view = _view(rgb)
     columns = [(prompt, view)]
     if truth is not None:
         told = "true" if truth.any() else "true: nothing"
@@ -37,6 +38,12 @@ def panel(rgb: RgbArray, truth: BoolArray | None, predicted: BoolArray, prompt: 
         above = np.pad(head, ((height - len(head), 0), (0, 0), (0, 0)), constant_values=255)
         joined += [np.concatenate([above, picture]), np.full((height + len(picture), GAP, 3), 255, np.uint8)]
     return np.concatenate(joined[:-1], axis=1)
+
+
+def _view(rgb: RgbArray) -> RgbArray:
+    """At most `SIDE` pixels, and what is tiny a whole number of times as large."""
+    times = LEGIBLE // max(rgb.shape[:2])
+    return rgb.repeat(times, 0).repeat(times, 1) if times > 1 else shrunk(rgb, SIDE)
 
 
 def stacked(panels: Sequence[RgbArray]) -> RgbArray:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dataengine.hub import quiet
+
 SIDE = 128  # pixels of the square image that the tiny SAM 2 sees
 SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 WORDS = 20.0  # times the usual size of random word vectors
@@ -75,7 +77,8 @@ def write_tiny_sam2(folder: Path, *, channels: int = 16, width: int = 64, seed: 
     # One matrix encodes all positions in the real weights; the model holds it twice.
     places = model.shared_image_embedding.positional_embedding
     model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(places)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     return folder
 
 
@@ -142,7 +145,8 @@ def write_tiny_qwen(folder: Path, texts: Iterable[str] = (), *, width: int = 64,
     model: Any = Qwen2_5_VLForConditionalGeneration(config)
     # Trained models tell words apart; in one of random weights, words of usual size drown in what is beside them.
     model.model.language_model.embed_tokens.weight.data.mul_(WORDS)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     processor_class: Any = Qwen2_5_VLProcessor
     processor = processor_class(
         image_processor=Qwen2VLImageProcessor(),
@@ -169,9 +173,10 @@ def _tokenizer(texts: Iterable[str]) -> Any:
     )
     learner.train_from_iterator(sorted(set(texts)), trainer)
     learnt = json.loads(learner.to_str())["model"]
+    merges: list[Any] = [tuple(pair) for pair in learnt["merges"]]
     return Qwen2Tokenizer(
         vocab=learnt["vocab"],
-        merges=learnt["merges"],
+        merges=merges,
         additional_special_tokens=list(SPECIAL),
         unk_token=PAD,
         pad_token=PAD,

@@ -43,7 +43,7 @@ from convseg.panels import panel, stacked
 from dataengine.devices import is_out_of_memory
 from dataengine.errors import TrainingError, UsageError
 from dataengine.packing import png
-from dataengine.run_folder import write_whole
+from dataengine.run_folder import make_folder, write_whole
 
 VALIDATION_SHARE = 0.01  # of the photos
 CLIP = 1.0  # norm of the gradient
@@ -126,6 +126,10 @@ class Reporter(Protocol):
         """A line for the user."""
         ...
 
+    def checked(self, done: int, of: int) -> None:
+        """So many files of the data are checked."""
+        ...
+
     def began(self, first: int, steps: int) -> None:
         """Training begins with step `first` of `steps`."""
         ...
@@ -160,8 +164,11 @@ def train(settings: TrainSettings, reporter: Reporter) -> int:
 
 
 def _train(settings: TrainSettings, reporter: Reporter, team: Team) -> int:
-    samples = _samples(settings, reporter, team)
     dtype = number_type(team.device, settings.precision)
+    if dtype == torch.float16:
+        raise UsageError("--precision float16: gradients are lost in it", hint="Train in bfloat16 or float32")
+    samples = _samples(settings, reporter, team)
+    make_folder(settings.out)
     torch.manual_seed(settings.seed)
     build = Build(
         sam2={},
@@ -194,10 +201,14 @@ def _train(settings: TrainSettings, reporter: Reporter, team: Team) -> int:
 
 def _samples(settings: TrainSettings, reporter: Reporter, team: Team) -> list[Sample]:
     """The samples, each checked, before anything large is loaded."""
-    listed = read_jsonl(settings.data_dir / settings.dataset_jsonl, settings.data_dir, settings.num_samples)
-    loaded = checked(listed, settings.workers if team.leads else 0)
-    say = reporter.say if team.leads else lambda _: None
-    return usable(loaded, str(settings.data_dir / settings.dataset_jsonl), skip_bad=settings.skip_bad, say=say)
+    path = settings.data_dir / settings.dataset_jsonl
+
+    def found() -> list[Sample]:
+        listed = read_jsonl(path, settings.data_dir, settings.num_samples)
+        loaded = checked(listed, settings.workers, reporter.checked)
+        return usable(loaded, str(path), skip_bad=settings.skip_bad, say=reporter.say)
+
+    return team.agreed(found)
 
 
 def _warm_start(settings: TrainSettings, model: Model) -> None:
@@ -213,11 +224,9 @@ def _earlier(settings: TrainSettings, model: Model, data: str) -> dict[str, Any]
     """The state that training goes on from, its weights loaded; None where it begins anew."""
     saved = steps_saved(settings.out, settings.name)
     if settings.resume is None:
-        if saved:
-            raise UsageError(
-                f"--out {settings.out}: has step {saved[-1]} of {settings.name} already",
-                hint="Go on with --resume, or choose another --out or --name",
-            )
+        if saved or (settings.out / f"{settings.name}_{FINAL}.torch").exists():
+            hint = "Choose another --out or --name" + (", or go on with --resume" if saved else "")
+            raise UsageError(f"--out {settings.out}: has checkpoints of {settings.name} already", hint=hint)
         return None
     step = saved[-1] if settings.resume == LATEST and saved else _number(settings.resume)
     if step not in saved:

@@ -93,7 +93,7 @@ def load_from_hub(flag: str, load: Callable[[], T], where: str) -> T:
         UsageError: the files are damaged, of another kind, or need what is not installed.
     """
     try:
-        with _quiet():
+        with quiet():
             return load()
     except DataEngineError:
         raise
@@ -147,7 +147,7 @@ def model_type(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers without progress bars and notices on standard error."""
     import transformers
 
