@@ -2,7 +2,7 @@
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PYTHON := $(VENV)/bin/python
 
-.PHONY: demo check format docs picture
+.PHONY: demo loop check format docs picture
 
 $(VENV)/.dataengine-dev: pyproject.toml
 	test -x $(PYTHON) || python3 -m venv $(VENV)
@@ -11,6 +11,9 @@ $(VENV)/.dataengine-dev: pyproject.toml
 
 demo: $(VENV)/.dataengine-dev
 	$(PYTHON) -m dataengine.cli demo
+
+loop: $(VENV)/.dataengine-dev
+	$(PYTHON) scripts/loop.py
 
 check: $(VENV)/.dataengine-dev
 	$(PYTHON) -m ruff format --check .

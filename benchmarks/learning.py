@@ -9,16 +9,17 @@ trained on the prompts. Claimed:
 
 - the trained model's gIoU on the held-out scenes is at least 0.80;
 - and at least 0.30 above the blind one's;
-- each training takes under 20 minutes on 2 cores.
+- training both, side by side on 2 cores, takes under 20 minutes.
 
 What a blind model can do is all that the pictures alone tell, so the difference is what it learnt from the prompts.
-The image encoder's weights are random here, so it is trained too.
+The image encoder's weights are random here, so it is trained too. gIoU is printed by what prompts speak of as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,13 +30,14 @@ from convseg.scenes import every_text, write_scenes
 from convseg.tiny import write_tiny_qwen, write_tiny_sam2
 
 ROOT = Path(__file__).resolve().parent.parent
-HOW = ("--train_encoder", "--acc", "1", "--batch-size", "16", "--lr", "4e-4", "--warmup-updates", "200", "--er-k", "0")
+HOW = ("--train_encoder", "--acc", "1", "--batch-size", "16", "--lr", "8e-4", "--warmup-updates", "200", "--er-k", "0")
+KINDS = {"trained": "", "blind": "_blind"}
 
 
 def main() -> int:
     """Train, test, compare; the exit code."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--steps", type=int, default=6000)
+    arguments.add_argument("--steps", type=int, default=3000)
     arguments.add_argument("--out", type=Path, help="keep all there")
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -48,48 +50,58 @@ def _compare(folder: Path, steps: int) -> int:
     for name, count, seed in (("train", 2000, 0), ("test", 200, 1)):
         write_scenes(folder / name, count, seed=seed)
         write_scenes(folder / f"{name}_blind", count, seed=seed, blind=True)
-    _train(folder, "untrained", "train", 1, "--lr", "0", "--min-lr", "0")
-    untrained = _test(folder, "untrained", "test")
-    minutes, found = {}, {}
-    for name, data in (("trained", "train"), ("blind", "train_blind")):
-        minutes[name] = _train(folder, name, data, steps)
-        found[name] = _test(folder, name, data.replace("train", "test"))
-        print(f"{name}: gIoU {found[name]:.3f} after {minutes[name]:.1f} minutes, {steps} steps", flush=True)
-    print(f"held-out gIoU: untrained {untrained:.3f}, blind {found['blind']:.3f}, trained {found['trained']:.3f}")
+    _done(_training(folder, "untrained", "train", 1, "--lr", "0", "--min-lr", "0"))
+    found = {"untrained": _test(folder, "untrained", "test")}
+    began = time.monotonic()
+    side_by_side = [_training(folder, name, f"train{data}", steps) for name, data in KINDS.items()]
+    for training in side_by_side:
+        _done(training)
+    minutes = (time.monotonic() - began) / 60
+    found |= {name: _test(folder, name, f"test{data}") for name, data in KINDS.items()}
+    print(f"{steps} steps took {minutes:.1f} minutes, both models side by side")
+    for name, giou in found.items():
+        print(f"{name}: held-out gIoU {giou['all']:.3f} ({', '.join(f'{k} {v:.2f}' for k, v in giou.items())})")
+    above = found["trained"]["all"] - found["blind"]["all"]
     claims = {
-        f"gIoU {found['trained']:.3f} (>= 0.80)": found["trained"] >= 0.80,
-        f"{found['trained'] - found['blind']:.3f} above blind (>= 0.30)": found["trained"] - found["blind"] >= 0.30,
-        f"{max(minutes.values()):.1f} minutes at most (< 20)": max(minutes.values()) < 20,
+        f"gIoU {found['trained']['all']:.3f} (>= 0.80)": found["trained"]["all"] >= 0.80,
+        f"{above:.3f} above blind (>= 0.30)": above >= 0.30,
+        f"{minutes:.1f} minutes (< 20)": minutes < 20,
     }
     for claim, holds in claims.items():
         print(f"{'holds' if holds else 'fails'}: {claim}")
     return 0 if all(claims.values()) else 1
 
 
-def _train(folder: Path, name: str, data: str, steps: int, *more: str) -> float:
-    """Minutes that train.py took."""
-    began = time.monotonic()
-    _run(
+def _training(folder: Path, name: str, data: str, steps: int, *more: str) -> subprocess.Popen[bytes]:
+    """train.py, begun."""
+    return _begun(
         "train.py", "--data-dir", folder / data, "--checkpoint", folder / "sam2", "--plm-model-name", folder / "qwen",
-        "--plm-image-side", "56", "--workers", "1", "--steps", steps, "--val-every", "0", "--save-every", "0",
+        "--plm-image-side", "56", "--workers", "0", "--steps", steps, "--val-every", "0", "--save-every", "0",
         "--log-every", "200", "--out", folder / name, "--name", name, *HOW, *more,
     )  # fmt: skip
-    return (time.monotonic() - began) / 60
 
 
-def _test(folder: Path, name: str, data: str) -> float:
-    """The gIoU that eval.py found."""
+def _test(folder: Path, name: str, data: str) -> dict[str, float]:
+    """The gIoU that eval.py found, of all and of what prompts speak of."""
     stem = folder / name / name
-    _run(
+    testing = _begun(
         "eval.py", "--input_json", folder / data / "items.json", "--final_ckpt", f"{stem}_final.torch",
         "--plm_ckpt", f"{stem}_plm_final.torch", "--out", folder / name / "eval", "--workers", "1",
     )  # fmt: skip
+    _done(testing)
     results = json.loads((folder / name / "eval" / "results.json").read_text())
-    return float(results["metrics"]["giou"]["value"])
+    of_all = {"all": results["metrics"], **results["concepts"]}
+    return {concept: float(metrics["giou"]["value"]) for concept, metrics in of_all.items()}
 
 
-def _run(script: str, *arguments: object) -> None:
-    subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], check=True, cwd=ROOT)
+def _begun(script: str, *arguments: object) -> subprocess.Popen[bytes]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # what is this small takes longer on more
+    return subprocess.Popen([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=ROOT, env=env)
+
+
+def _done(process: subprocess.Popen[bytes]) -> None:
+    if process.wait():
+        sys.exit(process.returncode)
 
 
 if __name__ == "__main__":

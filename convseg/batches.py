@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,12 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from convseg.adapter import PromptReader
-from convseg.data import Place, Sample, jittered, read_mask, target_of
+from convseg.data import Place, Sample, jittered, read_mask, read_rgb, target_of
 from convseg.network import ImageMaps
-from dataengine.errors import output_error
-from dataengine.images import RgbArray, read_photo
+from dataengine.errors import ImageError, output_error
+from dataengine.images import RgbArray
 
-UNSHRUNK = 1 << 30  # the side of a photo's view that is the photo itself
 MAPS = tuple(f.name for f in fields(ImageMaps))
 AHEAD = 2  # batches that each worker makes ahead
 WRITES_AHEAD = 8
@@ -247,7 +247,7 @@ class TrainingSet(Dataset[Item]):
         key = self._cache.key(sample.image) if self._cache else ""
         if self._cache and (kept := self._cache.get(key)):
             return Item(sample, key, kept[1], None, kept[0], target, inside)
-        rgb = read_photo(sample.image, view_side=UNSHRUNK).rgb
+        rgb = read_rgb(sample.image)
         if shaping.augment:
             rgb = jittered(rgb, np.random.default_rng(wanted.seed))
         return Item(sample, key, self._reader.picture(rgb), shaping.pixels(rgb, place), None, target, inside)
@@ -290,13 +290,20 @@ def batches(
     order: Order,
     steps: range,
     *,
-    seed: int,
+    seed: tuple[int, ...],
     cache: FeatureCache | None,
     workers: int,
     pin: bool,
 ) -> Iterator[Batch]:
-    """The batches of `steps`, made in `workers` processes (0: in this one)."""
-    wanted = ([Wanted(i, (seed, step, k)) for k, i in enumerate(order.at(step))] for step in steps)
+    """The batches of `steps`, made in `workers` processes (0: in this one).
+
+    Args:
+        seed: what changes at random follow from, beside the step.
+
+    Raises:
+        ImageError: a photo or mask cannot be read any more.
+    """
+    wanted = ([Wanted(i, (*seed, step, k)) for k, i in enumerate(order.at(step))] for step in steps)
     how: dict[str, Any] = {"prefetch_factor": AHEAD} if workers else {}
     sampler: Any = wanted  # a DataLoader hands on what it gives, also where that is no number
     loader: DataLoader[Item] = DataLoader(
@@ -305,6 +312,27 @@ def batches(
         collate_fn=Collate(reader, shaping),
         num_workers=workers,
         pin_memory=pin,
+        worker_init_fn=leave_signals,
         **how,
     )
-    return iter(loader)
+    return read_by(loader)
+
+
+def leave_signals(_: int) -> None:
+    """A worker's part when its whole group is told to stop: it works on, and ends with the process that started it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def read_by(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader gives.
+
+    Raises:
+        ImageError: a file cannot be read, by one line without a worker's traceback.
+    """
+    try:
+        yield from loader
+    except ImageError as error:
+        last = error.message.strip().splitlines()[-1]
+        told = last.partition("ImageError: ")[2] or last
+        raise ImageError(told, hint=error.hint, reason=error.reason) from None

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from convseg.adapter import PICTURE_SIDE, QWEN, LanguageAdapter, PromptReader, load_adapter
@@ -29,6 +30,7 @@ from dataengine.journal import sync
 from dataengine.segmenters.sam2_checkpoint import (
     VIDEO_ONLY,
     Flags,
+    file_digest,
     load_sam2,
     meta_state,
     model_from_state,
@@ -108,7 +110,7 @@ def new_model(model_cfg: str, checkpoint: str, build: Build, *, dtype: torch.dty
     video = {key: value for key, value in state.items() if key.startswith(VIDEO_ONLY)}
     adapter, reader, language = _adapter("--plm-model-name", build, sam, dtype)
     network = ConvSeg(sam, adapter, train_encoder=train_encoder)
-    told = Build(**{**asdict(build), "sam2": sam.config.to_dict()})
+    told = replace(build, sam2=sam.config.to_dict())
     return Model(network, reader, told, video, {"sam2": weights, "language": language})
 
 
@@ -136,20 +138,21 @@ def trained_model(
     Raises:
         UsageError: a file is not there, is no checkpoint, or does not fit the others.
     """
-    content = read_pt(_file("--final_ckpt", final_ckpt), EVALUATION)
+    final, plm = _file("--final_ckpt", final_ckpt), _file("--plm_ckpt", plm_ckpt)
+    content = read_pt(final, EVALUATION)
     told = content.get("convseg") if isinstance(content, dict) else None
     build = _build_of(told, "--final_ckpt", final_ckpt)
     if plm_model_name:
-        build = Build(**{**asdict(build), "plm_model_name": plm_model_name})
-    state = _with_base(read_state(Path(final_ckpt), EVALUATION), base_ckpt)
+        build = replace(build, plm_model_name=plm_model_name)
+    state = _with_base(read_state(final, EVALUATION), base_ckpt)
     config, named = _sam2_of(build, model_cfg)
     sam = model_from_state(config, state, f"{final_ckpt}{named}", EVALUATION)
     adapter, reader, language = _adapter("--plm_model_name", build, sam, dtype)
-    load_plm(adapter, Path(_file("--plm_ckpt", plm_ckpt)), "--plm_ckpt")
+    load_plm(adapter, plm, "--plm_ckpt")
     if lora_ckpt:
         load_lora(adapter, lora_ckpt, "--lora_ckpt")
     video = {key: value for key, value in state.items() if key.startswith(VIDEO_ONLY)}
-    digests = {"sam2": file_digest(Path(final_ckpt)), "adapter": file_digest(Path(plm_ckpt)), "language": language}
+    digests = {"sam2": file_digest(final), "adapter": file_digest(plm), "language": language}
     return Model(ConvSeg(sam, adapter), reader, build, video, digests)
 
 
@@ -202,7 +205,7 @@ def load_sam(network: ConvSeg, path: Path, flag: str) -> None:
         UsageError: it is no such file, or does not fit.
     """
     flags = Flags(TRAINING.config, flag)
-    loaded = model_from_state(network.sam.config, read_state(Path(_file(flag, str(path))), flags), str(path), flags)
+    loaded = model_from_state(network.sam.config, read_state(_file(flag, str(path)), flags), str(path), flags)
     network.sam.load_state_dict(loaded.state_dict())
 
 
@@ -212,7 +215,7 @@ def load_plm(adapter: LanguageAdapter, path: Path, flag: str) -> None:
     Raises:
         UsageError: it is no such file, or does not fit.
     """
-    state = read_state(Path(_file(flag, str(path))), Flags("", flag), part="plm")
+    state = read_state(_file(flag, str(path)), Flags("", flag), part="plm")
     ours = adapter.state_dict()
     needed = [key for key in ours if not _is_frozen(key)]
     missing = [key for key in needed if key not in state]
@@ -238,7 +241,7 @@ def load_lora(adapter: LanguageAdapter, folder: str, flag: str) -> None:
     Raises:
         UsageError: there is none, or it does not fit.
     """
-    from peft import load_peft_weights, set_peft_model_state_dict
+    from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
 
     path = Path(folder).expanduser()
     files = ("adapter_model.safetensors", "adapter_model.bin")
@@ -246,8 +249,16 @@ def load_lora(adapter: LanguageAdapter, folder: str, flag: str) -> None:
         hint = "Name a folder lora_plm_adapter_…"
         raise UsageError(f"{flag} {folder}: no folder with adapter_model.safetensors", hint=hint)
     try:
+        told = PeftConfig.from_pretrained(str(path))
+        ours = adapter.backbone.peft_config["default"]
+        for name in ("r", "lora_alpha"):
+            if getattr(told, name, None) != getattr(ours, name):
+                what = f"its {name.replace('_', '-')} is {getattr(told, name, None)}, the model's {getattr(ours, name)}"
+                raise UsageError(f"{flag} {folder}: {what}", hint="Use a LoRA of the same --lora-r and --lora-alpha")
         weights = load_peft_weights(str(path), device="cpu")
         loaded: Any = set_peft_model_state_dict(adapter.backbone, weights)
+    except UsageError:
+        raise
     except Exception as error:  # peft, safetensors and torch raise all kinds
         first = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"{flag} {folder}: cannot be loaded ({first})", hint="Check its rank and its model") from None
@@ -264,14 +275,6 @@ def _file(flag: str, path: str) -> Path:
     if not found.is_file():
         raise UsageError(f"{flag} {path}: no such file", hint="Check the path")
     return found
-
-
-def file_digest(path: Path) -> str:
-    """12 hex digits of a file's SHA-256."""
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 # Saving.
@@ -318,7 +321,7 @@ def _write(path: Path, save: Callable[[Path], object]) -> None:
     except OSError as error:
         _remove(new)
         raise output_error(error, path) from error
-    except RuntimeError as error:  # torch's writer, when the disk is full
+    except (RuntimeError, SafetensorError) as error:  # the writers' own, when the disk is full
         _remove(new)
         first = str(error).splitlines()[0]
         hint = "Free some space and go on with --resume"
@@ -338,6 +341,11 @@ def steps_saved(out: Path, name: str) -> list[int]:
     return sorted(int(m[1]) for path in out.glob("*.torch") if (m := pattern.fullmatch(path.name)))
 
 
+def has_checkpoints(out: Path) -> bool:
+    """Whether a folder has checkpoints of any name: LoRA's folders do not say whose they are."""
+    return any(out.glob("lora_plm_adapter_*"))
+
+
 def remove_step(out: Path, name: str, step: int) -> None:
     """Remove a step's files, first the one that says they are whole."""
     for file in (f"{name}_state_{step}.torch", f"{name}_{step}.torch", f"{name}_plm_{step}.torch"):
@@ -353,8 +361,3 @@ def read_training_state(out: Path, name: str, step: int) -> dict[str, Any]:
     """
     state: dict[str, Any] = read_pt(out / f"{name}_state_{step}.torch", Flags("", "--resume"))
     return state
-
-
-def tensors_of(parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """The parameters' gradients as they are."""
-    return [p.grad for p in parameters]

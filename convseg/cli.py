@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +51,17 @@ def train_command(options: argparse.Namespace) -> int:
     from dataengine.console import say
 
     settings = TrainSettings(**_given(options))
-    _check_numbers(settings)
-    with training_reporter(leads=os.environ.get("RANK", "0") == "0") as reporter:
+    _check_numbers(vars(settings))
+    if Path(settings.name).name != settings.name:
+        raise UsageError(f"--name {settings.name}: must be a plain file name", hint="--out names the folder")
+    leads = os.environ.get("RANK", "0") == "0"
+    with training_reporter(leads=leads) as reporter:
         code = train(settings, reporter)
-    if code == 0 and os.environ.get("RANK", "0") == "0":
+    items = settings.data_dir / "items.json"
+    if code == 0 and leads and items.is_file():
         stem = settings.out / settings.name
         say(
-            f"Next: python eval.py --input_json {settings.data_dir / 'items.json'} "
+            f"Next: python eval.py --input_json {items} "
             f"--final_ckpt {stem}_final.torch --plm_ckpt {stem}_plm_final.torch"
         )
     return code
@@ -66,36 +70,49 @@ def train_command(options: argparse.Namespace) -> int:
 AT_LEAST: dict[str, float] = {
     "steps": 1, "batch_size": 1, "acc": 1, "lora_r": 1, "lora_alpha": 1, "log_every": 1, "workers": 0, "keep": 0,
     "save_every": 0, "val_every": 0, "val_count": 0, "er_k": 0, "er_it": 0, "lr": 0, "min_lr": 0, "wd": 0, "seed": 0,
-    "plm_image_side": 28, "warmup_updates": -1,
+    "plm_image_side": 28, "warmup_updates": -1, "num_samples": 1, "limit": 1, "show": 0, "count": 1,
 }  # fmt: skip
+MOST_SEED = 2**32 - 1
 
 
-def _check_numbers(settings: Any) -> None:
+def _check_numbers(given: Mapping[str, Any]) -> None:
+    """Refuse numbers that mean nothing; those that are not given are None or not there."""
     for name, least in AT_LEAST.items():
-        if not getattr(settings, name) >= least:  # so that "nan" is refused too
-            flag, value = name.replace("_", "-"), getattr(settings, name)
-            raise UsageError(f"--{flag} {value}: must be at least {least}", hint="See: convseg train --help")
-    if settings.max_dim and not SQUARE_RANGE[0] <= settings.max_dim <= SQUARE_RANGE[1]:
-        low, high = SQUARE_RANGE
-        raise UsageError(f"--max-dim {settings.max_dim}: must be {low} to {high}, or left out", hint="1024 is usual")
-    if settings.num_samples is not None and settings.num_samples < 1:
-        raise UsageError(f"--num-samples {settings.num_samples}: must be at least 1", hint="Leave it out for all")
+        value = given.get(name)
+        if value is not None and not value >= least:  # so that "nan" is refused too
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} {value}: must be at least {least}", hint="See --help")
+    if (given.get("seed") or 0) > MOST_SEED:
+        raise UsageError(f"--seed {given['seed']}: must be at most {MOST_SEED}", hint="Any smaller number does")
+    low, high = SQUARE_RANGE
+    if given.get("max_dim") and not low <= given["max_dim"] <= high:
+        raise UsageError(f"--max-dim {given['max_dim']}: must be {low} to {high}, or left out", hint="1024 is usual")
 
 
 def eval_command(options: argparse.Namespace) -> int:
     """`convseg eval`."""
     import tempfile
 
+    from convseg.distributed import memory_told
+    from dataengine.run_folder import make_folder
+
     given = _given(options)
     if bool(given.get("input_json")) == bool(given.get("hf_dataset")):
         raise UsageError(
             "name what to evaluate on: either --input_json or --hf_dataset", hint="See: convseg eval --help"
         )
-    with tempfile.TemporaryDirectory(prefix="convseg_") as folder:
-        splits = _splits(given, Path(folder))
+    if given.get("input_json") and (useless := [name for name in given if name.startswith("hf_")]):
+        raise UsageError(f"--{useless[0]} says nothing of --input_json", hint="Leave one of them out")
+    _check_numbers(given)
+    for folder in (given.setdefault("out", Path("convseg_eval")), given.get("save_preds")):
+        if folder:
+            make_folder(folder)
+    with tempfile.TemporaryDirectory(prefix="convseg_") as temporary:
+        splits = _splits(given, Path(temporary))
         model, device, dtype = _model(given)
-        for split, samples in splits.items():
-            _evaluate(given, split, samples, model, device, dtype)
+        with memory_told(device, "Use --precision bf16, or another --device"):
+            for split, samples in splits.items():
+                _evaluate(given, split, samples, model, device, dtype)
     return 0
 
 
@@ -106,8 +123,6 @@ def _splits(given: dict[str, Any], folder: Path) -> dict[str, list[Sample]]:
     from dataengine.console import say
 
     limit = given.get("limit")
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit}: must be at least 1", hint="Leave it out for all")
     loaded: dict[str, Loaded]
     if given.get("input_json"):
         source = str(given["input_json"])
@@ -158,7 +173,7 @@ def _evaluate(given: dict[str, Any], split: str, samples: list[Sample], model: M
     from dataengine.console import say
     from dataengine.run_folder import write_whole
 
-    out: Path = given.get("out", Path("convseg_eval")) / split
+    out: Path = given["out"] / split
     extremes = Extremes(given.get("show", SHOWN))
     several = given.get("multimask", False)
     seen, overlaps = [], []
@@ -218,12 +233,11 @@ def predict_command(options: argparse.Namespace) -> int:
     import torch
 
     from convseg.batches import Shaping
-    from convseg.data import Place
-    from convseg.distributed import computing_in
+    from convseg.data import Place, read_rgb
+    from convseg.distributed import computing_in, memory_told
     from convseg.evaluation import masks_of
     from convseg.panels import panel
     from dataengine.console import say
-    from dataengine.images import read_photo
     from dataengine.packing import png
     from dataengine.run_folder import write_whole
 
@@ -231,7 +245,7 @@ def predict_command(options: argparse.Namespace) -> int:
     prompts = [prompt.strip() for prompt in given["prompt"]]
     if not all(prompts):
         raise UsageError("--prompt is empty", hint='Say what to segment: --prompt "Segment the cup"')
-    rgb = read_photo(given["image"]).rgb
+    rgb = read_rgb(given["image"])
     model, device, dtype = _model(given)
     place = Place.of(rgb.shape[0], rgb.shape[1], model.square)
     shaping = Shaping(model.square, model.network.side, model.network.cells, 0, 0, augment=False)
@@ -239,7 +253,7 @@ def predict_command(options: argparse.Namespace) -> int:
     inputs = [model.reader([picture], [prompt]) for prompt in prompts]
     pixels: torch.Tensor = shaping.pixels(rgb, place).to(device)
     out: Path = given.get("out_dir", Path("predictions"))
-    with computing_in(device, dtype):
+    with memory_told(device, "Use --precision bf16, or another --device"), computing_in(device, dtype):
         masks = list(masks_of(model.network, pixels, inputs, place, several=given.get("multimask", False)))
     for number, (prompt, mask) in enumerate(zip(prompts, masks, strict=True)):
         stem = f"{file_stem(given['image'].stem)}_{number}"
@@ -267,6 +281,7 @@ def scenes_command(options: argparse.Namespace) -> int:
     from dataengine.console import say
 
     given = _given(options)
+    _check_numbers(given)
     out: Path = given.pop("out")
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"--out {out}: is not empty", hint="Choose a new folder")

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from PIL import Image
 from dataengine.errors import ImageError, UsageError, one_line
 from dataengine.images import RgbArray, read_photo
 from dataengine.masks import BoolArray
+from dataengine.run_folder import write_whole
 
 FloatArray = npt.NDArray[np.float32]
 
 NO_CONCEPT = "none"
+UNSHRUNK = 1 << 30  # the side of a photo's view that is the photo itself
 TOLD = 20  # bad lines told one by one; the others are counted
 CHECKED_AT_ONCE = 64  # files a worker checks before it reports
 
@@ -37,7 +39,6 @@ class Sample:
 
     Attributes:
         where: file and line, or item, for messages.
-        negative: nothing in the photo fits the prompt, and the mask is empty.
     """
 
     id: str
@@ -45,7 +46,6 @@ class Sample:
     mask: Path
     prompt: str
     concept: str = NO_CONCEPT
-    negative: bool = False
     where: str = ""
 
 
@@ -71,13 +71,14 @@ def read_jsonl(path: Path, root: Path, limit: int | None = None) -> Loaded:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable("--dataset-jsonl", path, error) from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()][:limit]
+    # Not splitlines(), which also splits at characters that may stand in a prompt.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()][:limit]
     return _collect((f"{path.name} line {number}", partial(_of_line, line, root)) for number, line in lines)
 
 
 def read_items(path: Path, limit: int | None = None) -> Loaded:
-    """Read an `items.json`: `items`, each with `image`, `mask`, `prompt`, and where it has them `id`, `concept`,
-    `negative`; relative paths start from its folder.
+    """Read an `items.json`: `items`, each with `image`, `mask`, `prompt`, and where it has them `id` and `concept`;
+    relative paths start from its folder. An id that stands twice gets a number.
 
     Raises:
         UsageError: the file cannot be read, or has no `items`.
@@ -103,9 +104,13 @@ class _BadError(Exception):
 
 def _collect(entries: Iterator[tuple[str, Callable[[str], Sample]]]) -> Loaded:
     found = Loaded([], [])
+    taken: dict[str, int] = {}
     for where, make in entries:
         try:
-            found.samples.append(make(where))
+            sample = make(where)
+            taken[sample.id] = taken.get(sample.id, 0) + 1
+            again = taken[sample.id] > 1
+            found.samples.append(replace(sample, id=f"{sample.id}_{taken[sample.id]}") if again else sample)
         except _BadError as error:
             found.bad.append(one_line(f"{where}: {error}"))
     return found
@@ -139,7 +144,6 @@ def _sample(entry: Any, mask_key: str, root: Path, where: str, name: str) -> Sam
         mask=root / entry[mask_key],
         prompt=entry["prompt"].strip(),
         concept=concept if isinstance(concept, str) and concept else NO_CONCEPT,
-        negative=bool(entry.get("negative")),
         where=where,
     )
 
@@ -196,7 +200,7 @@ def _sizes(jobs: Sequence[tuple[Path, bool]]) -> list[tuple[int, int] | str]:
 
 def _size(path: Path, is_mask: bool) -> tuple[int, int] | str:
     try:
-        height, width = (read_mask(path) if is_mask else read_photo(path).rgb).shape[:2]
+        height, width = (read_mask(path) if is_mask else read_rgb(path)).shape[:2]
     except ImageError as error:
         return f"{'mask' if is_mask else 'image'} {error.message}"
     return height, width
@@ -235,14 +239,13 @@ def usable(loaded: Loaded, source: str, *, skip_bad: bool, say: Callable[[str], 
 
 
 def data_digest(samples: Sequence[Sample]) -> str:
-    """12 hex digits that change with the samples: ids, prompts, and the names, sizes and times of their files."""
+    """12 hex digits that change with the samples: ids, prompts, and the names and sizes of their files."""
     whole = hashlib.sha256()
     stamps: dict[Path, str] = {}
     for s in samples:
         for path in (s.image, s.mask):
             if path not in stamps:
-                stat = path.stat()
-                stamps[path] = f"{path.name}:{stat.st_size}"
+                stamps[path] = f"{path.name}:{path.stat().st_size}"
         whole.update(f"{s.id}\0{stamps[s.image]}\0{stamps[s.mask]}\0{s.prompt}\n".encode())
     return whole.hexdigest()[:12]
 
@@ -265,8 +268,17 @@ def split_by_image(samples: Sequence[Sample], share: float, seed: int) -> tuple[
 # Pictures.
 
 
+def read_rgb(path: Path) -> RgbArray:
+    """A photo, upright, (H, W, 3) uint8.
+
+    Raises:
+        ImageError: as `dataengine.images.read_photo`.
+    """
+    return read_photo(path, view_side=UNSHRUNK).rgb
+
+
 def read_mask(path: Path) -> BoolArray:
-    """A mask file as (H, W) bool: inside where its grey value, or its transparency where it has one, is above 0.
+    """A mask file as (H, W) bool: inside where its grey value, or its alpha where that says something, is above 0.
 
     Raises:
         ImageError: it is missing or cannot be decoded.
@@ -274,9 +286,9 @@ def read_mask(path: Path) -> BoolArray:
     try:
         with Image.open(path) as image:
             image.load()
-            alpha = image.mode in ("RGBA", "LA")
-            grey = image.getchannel("A") if alpha else image if image.mode in ("L", "1") else image.convert("L")
-            return np.asarray(grey) > 0
+            if image.mode in ("RGBA", "LA") and image.getchannel("A").getextrema() != (255, 255):
+                return np.asarray(image.getchannel("A")) > 0
+            return np.asarray(image if image.mode in ("L", "1") else image.convert("L")) > 0
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file", hint="Check the path", reason="missing") from None
     except Exception as error:  # Pillow's decoders raise many types on broken bytes
@@ -426,6 +438,5 @@ def _file_of(value: Mapping[str, Any] | None, key: str, folder: Path) -> Path:
         raise _BadError(f"has no {key!r}")
     written = folder / hashlib.sha256(data).hexdigest()[:24]
     if not written.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        written.write_bytes(data)
+        write_whole(written, data, durable=False)
     return written

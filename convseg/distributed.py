@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -13,8 +14,8 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from convseg.network import ConvSeg
-from dataengine.devices import device_names, in_bfloat16
-from dataengine.errors import UsageError
+from dataengine.devices import device_names, in_bfloat16, is_out_of_memory
+from dataengine.errors import TrainingError, UsageError
 
 T = TypeVar("T")
 
@@ -116,6 +117,21 @@ def number_type(device: str, precision: str) -> torch.dtype:
     if precision not in PRECISIONS:
         raise UsageError(f"--precision {precision}: no such precision", hint=f"There are auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
+
+
+@contextmanager
+def memory_told(device: str, hint: str) -> Iterator[None]:
+    """Where memory ends, one line with what to do.
+
+    Raises:
+        TrainingError: it has ended.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"out of memory on {device}", hint=hint, reason="out_of_memory") from None
 
 
 def computing_in(device: str, dtype: torch.dtype) -> torch.autocast:

@@ -14,13 +14,15 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from convseg.adapter import PromptEmbeddings, PromptReader
-from convseg.batches import UNSHRUNK, Shaping
+from convseg.batches import Shaping, leave_signals, read_by
 from convseg.checkpoints import Model
-from convseg.data import Place, Sample, read_mask
+from convseg.data import Place, Sample, read_mask, read_rgb
 from convseg.distributed import computing_in
 from convseg.metrics import Estimate, Metrics, Overlap, metrics, overlap
 from convseg.network import ConvSeg, ImageMaps
-from dataengine.images import RgbArray, read_photo
+from convseg.panels import panel
+from dataengine.errors import TrainingError
+from dataengine.images import RgbArray
 from dataengine.masks import BoolArray
 from dataengine.run_folder import write_whole
 
@@ -56,6 +58,11 @@ class Prediction:
     predicted: BoolArray
     overlap: Overlap
 
+    def panel(self) -> RgbArray:
+        """Photo, true mask and predicted one beside each other, (h, w, 3) uint8."""
+        note = f"predicted, IoU {self.overlap.iou:.2f}"
+        return panel(self.rgb, self.truth, self.predicted, self.sample.prompt, note)
+
 
 class Photos(Dataset[Photo]):
     """The photos of samples, each with all its prompts."""
@@ -72,7 +79,7 @@ class Photos(Dataset[Photo]):
 
     def __getitem__(self, index: int) -> Photo:
         samples = self._groups[index]
-        rgb = read_photo(samples[0].image, view_side=UNSHRUNK).rgb
+        rgb = read_rgb(samples[0].image)
         place = Place.of(rgb.shape[0], rgb.shape[1], self._shaping.square)
         return Photo(
             samples,
@@ -103,6 +110,9 @@ def masks_of(
         place: where the photo lies in the square.
         several: of the decoder's three masks, take the one it rates best, as the published evaluation does; else its
             single mask, which is the one that is trained.
+
+    Raises:
+        TrainingError: the network's answer is no number.
     """
     maps = network.encode(pixels[None])
     for chunk in inputs:
@@ -110,6 +120,9 @@ def masks_of(
         which = torch.zeros(len(prompts.dense), dtype=torch.long, device=pixels.device)
         each: ImageMaps = maps[which]
         for logits in network.decode(each, prompts, several=several)[:, 0]:
+            if not torch.isfinite(logits).all():
+                hint = "Compute in --precision fp32, or use another checkpoint"
+                raise TrainingError("the network's answer is no number", hint=hint, reason="not_finite")
             yield at_full_size(logits, place)
 
 
@@ -145,9 +158,9 @@ def predictions(
     shaping = Shaping(model.square, network.side, network.cells, 0, 0, augment=False)
     photos = Photos(samples, model.reader, shaping, at_once)
     loader: DataLoader[Photo] = DataLoader(
-        photos, batch_size=None, num_workers=min(workers, len(photos)), pin_memory=False
+        photos, batch_size=None, num_workers=min(workers, len(photos)), worker_init_fn=leave_signals
     )
-    for photo in loader:
+    for photo in read_by(loader):
         with computing_in(device, dtype):
             found = list(masks_of(network, photo.pixels.to(device), photo.inputs, photo.place, several=several))
         for sample, truth, predicted in zip(photo.samples, photo.truths, found, strict=True):

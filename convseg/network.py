@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from dataengine.segmenters.sam2 import Sam2Segmenter
 # masks. The two convolutions belong to the image: they are applied to it once, before any prompt.
 UNUSED = ("iou_prediction_head.", "pred_obj_score_head.", *(f"output_hypernetworks_mlps.{i}." for i in (1, 2, 3)))
 OF_THE_IMAGE = ("conv_s0.", "conv_s1.")
+ENCODER = ("vision_encoder.", "no_memory_embedding", *(f"mask_decoder.{name}" for name in OF_THE_IMAGE))
 MASK_TOKENS = slice(2, 6)  # after the tokens for "is there an object" and "how good is the mask"
 
 
@@ -80,6 +82,15 @@ class ConvSeg(nn.Module):
         self.sam.vision_encoder.train(mode and self.train_encoder)
         return self
 
+    def encoder_digest(self) -> str:
+        """12 hex digits of what `encode` computes with: the encoder's weights, whatever file they came from."""
+        whole = hashlib.sha256()
+        for name, value in self.sam.state_dict().items():
+            if name.startswith(ENCODER):
+                whole.update(name.encode())
+                whole.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return whole.hexdigest()[:12]
+
     def encode(self, pixels: Tensor) -> ImageMaps:
         """Encode photos.
 
@@ -89,7 +100,7 @@ class ConvSeg(nn.Module):
         with torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()):
             normed = (pixels.float() / 255 - self._mean) / self._deviation
             found = self.sam.get_image_features(normed, return_dict=True).fpn_hidden_states  # (h w, n, C) each
-            used = [*found[:2], found[2] + self.sam.no_memory_embedding]
+            used = [*found[:2], (found[2] + self.sam.no_memory_embedding).to(found[2].dtype)]
             sizes = self.sam.backbone_feature_sizes
             shaped = [m.permute(1, 2, 0).unflatten(2, tuple(size)) for m, size in zip(used, sizes, strict=True)]
         return ImageMaps(*shaped)
@@ -121,7 +132,8 @@ class ConvSeg(nn.Module):
         first = torch.cat([own.expand(count, -1, -1), prompts.sparse.to(own.dtype)], dim=1)  # (B, T, C)
         hidden = _hidden(prompts.present, len(own), first.dtype)  # (B, 1, 1, T)
         cells = _rows(maps.coarse) + prompts.dense[:, None]  # (B, h w, C)
-        places = _rows(self.sam.get_image_wide_positional_embeddings())
+        with torch.autocast(first.device.type, enabled=False):  # angles of many turns: not in bfloat16
+            places = _rows(self.sam.get_image_wide_positional_embeddings())
         tokens, cells = _two_way(decoder.transformer, first, cells, places, hidden)
         return self._draw(tokens, cells, maps, several).float()
 

@@ -7,12 +7,13 @@ import heapq
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import cv2
 
+from convseg.data import Sample
 from convseg.evaluation import Prediction, Results, percent
-from convseg.metrics import Metrics
-from convseg.panels import panel
+from convseg.metrics import Metrics, Overlap
 
 QUALITY = 82  # of the JPEG pictures
 
@@ -24,18 +25,27 @@ th, td { padding: .3rem .9rem; border-bottom: 1px solid var(--line); text-align:
 th:first-child, td:first-child { text-align: left; }
 .scroll { overflow-x: auto; }
 .quiet { color: var(--quiet); }
-figure { margin: 1.2rem 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
-figure img { display: block; width: 100%; max-width: 1272px; background: #fff; }
+.told td { text-align: left; overflow-wrap: anywhere; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); gap: 1rem; }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
+figure img { display: block; max-width: 100%; margin: 0 auto; }
 figcaption { padding: .5rem .9rem; overflow-wrap: anywhere; }
 """
+
+
+class Shown(NamedTuple):
+    """A prediction on the page, with its panel as a JPEG file's bytes."""
+
+    sample: Sample
+    overlap: Overlap
+    picture: bytes
 
 
 @dataclass(order=True)
 class _Kept:
     rank: float
     number: int
-    prediction: Prediction = field(compare=False)
-    picture: bytes = field(compare=False)
+    shown: Shown = field(compare=False)
 
 
 class Extremes:
@@ -59,30 +69,29 @@ class Extremes:
         self._offer(self._best, iou, prediction)
 
     def _offer(self, kept: list[_Kept], rank: float, prediction: Prediction) -> None:
-        if len(kept) == self._count and rank <= kept[0].rank:
+        if len(kept) == self._count and (not kept or rank <= kept[0].rank):
             return
-        entry = _Kept(rank, -self._seen, prediction, picture_of(prediction))  # of equals, the first seen
+        shown = Shown(prediction.sample, prediction.overlap, picture_of(prediction))
+        entry = _Kept(rank, -self._seen, shown)  # of equals, the first seen
         if len(kept) < self._count:
             heapq.heappush(kept, entry)
         else:
             heapq.heapreplace(kept, entry)
 
     @property
-    def worst(self) -> list[tuple[Prediction, bytes]]:
-        """Worst first, each with its JPEG."""
-        return [(k.prediction, k.picture) for k in sorted(self._worst, reverse=True)]
+    def worst(self) -> list[Shown]:
+        """Worst first."""
+        return [kept.shown for kept in sorted(self._worst, reverse=True)]
 
     @property
-    def best(self) -> list[tuple[Prediction, bytes]]:
+    def best(self) -> list[Shown]:
         """Best first."""
-        return [(k.prediction, k.picture) for k in sorted(self._best, reverse=True)]
+        return [kept.shown for kept in sorted(self._best, reverse=True)]
 
 
 def picture_of(prediction: Prediction) -> bytes:
     """A prediction's panel as a JPEG file's bytes."""
-    p = prediction
-    drawn = panel(p.rgb, p.truth, p.predicted, p.sample.prompt, f"predicted, IoU {p.overlap.iou:.2f}")
-    coded = cv2.imencode(".jpg", drawn[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    coded = cv2.imencode(".jpg", prediction.panel()[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
     return coded.tobytes()
 
 
@@ -102,9 +111,9 @@ def page(title: str, results: Results, extremes: Extremes, made_by: Sequence[tup
 <div class="scroll">{table(results)}</div>
 <p class="quiet">In percent; in brackets 95 % bootstrap intervals over photos. gIoU: mean IoU. cIoU: summed
 intersections over summed unions. Left empty: share of the prompts that fit nothing for which nothing was predicted.</p>
-<div class="scroll"><table>{told}</table></div>
-<h2>Worst {len(worst)}</h2>{"".join(map(_figure, worst))}
-<h2>Best {len(best)}</h2>{"".join(map(_figure, best))}
+<div class="scroll"><table class="told">{told}</table></div>
+<h2>Worst {len(worst)}</h2><div class="grid">{"".join(map(_figure, worst))}</div>
+<h2>Best {len(best)}</h2><div class="grid">{"".join(map(_figure, best))}</div>
 </body></html>
 """
 
@@ -121,9 +130,8 @@ def _row(name: str, found: Metrics) -> str:
     return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
 
 
-def _figure(kept: tuple[Prediction, bytes]) -> str:
-    prediction, picture = kept
-    sample, found = prediction.sample, prediction.overlap
+def _figure(shown: Shown) -> str:
+    sample, found, picture = shown
     data = base64.b64encode(picture).decode()
     told = f"IoU {found.iou:.3f} · {sample.concept} · {sample.id}"
     return (

@@ -24,29 +24,26 @@ COLOURS = {
     "white": (240, 240, 240), "black": (25, 25, 25),
 }  # fmt: skip
 KINDS = ("circle", "square", "triangle")
-PLACES = ("leftmost", "rightmost", "topmost", "lowest")
-SIZES = ("largest", "smallest")
+PLACES = {"on the left": (0, -1), "on the right": (0, 1), "at the top": (1, -1), "at the bottom": (1, 1)}  # axis, side
+SIZES = {"small": (12, 15), "large": (22, 27)}  # radius in pixels
 VERBS = ("Segment", "Identify", "Select")
 SIDE = 128  # pixels
 SHAPES = (3, 4)  # a scene has at least and at most
-CLEAR = 1.3  # the largest shape has this many times the area of the next
-APART = 8  # pixels by which a shape is further left, right, up or down than any other
+TRIES = 200
+APART = 5  # pixels between the middle of the picture and the middle of any shape, across and down
 NEGATIVES = 0.15  # share of prompts that fit nothing
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A drawn shape; `mask` is (SIDE, SIDE) bool."""
+    """A drawn shape around x, y; `mask` is (SIDE, SIDE) bool."""
 
     colour: str
     kind: str
+    size: str
     x: float
     y: float
     mask: BoolArray
-
-    @property
-    def area(self) -> int:
-        return int(self.mask.sum())
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and the mask it means, which is empty where nothing fits."""
+    """A prompt, the mask it means, which is empty where nothing fits, and what the prompt speaks of."""
 
     prompt: str
     mask: BoolArray
@@ -67,24 +64,26 @@ class Pair:
 
 
 def draw_scene(random: np.random.Generator) -> Scene:
-    """Shapes that do not touch, each of a colour and kind that no other has, on an uneven ground."""
-    low, high = random.integers(60, 190, size=(2, 3))
-    ramp = np.linspace(0, 1, SIDE)[:, None, None] if random.random() < 0.5 else np.linspace(0, 1, SIDE)[None, :, None]
-    ground = low + (high - low) * ramp + random.normal(0, 4, (SIDE, SIDE, 1))
-    rgb = np.broadcast_to(ground, (SIDE, SIDE, 3)).copy()
+    """Shapes that do not touch, each of another colour, on grey with a little noise."""
+    rgb = np.repeat(random.uniform(95, 150) + random.normal(0, 4, (SIDE, SIDE, 1)), 3, axis=2)
     taken = np.zeros((SIDE, SIDE), np.uint8)
     shapes: list[Shape] = []
     wanted = int(random.integers(SHAPES[0], SHAPES[1] + 1))
+    tries = 0
     while len(shapes) < wanted:
-        colour, kind = str(random.choice(list(COLOURS))), str(random.choice(KINDS))
-        radius = float(random.uniform(13, 26))
+        tries += 1
+        if tries > TRIES:
+            return draw_scene(random)  # what is there leaves no place
+        colour, kind, size = (str(random.choice(list(names))) for names in (COLOURS, KINDS, SIZES))
+        radius = float(random.uniform(*SIZES[size]))
         x, y = random.uniform(radius + 2, SIDE - radius - 2, 2)
         mask = _drawn(kind, x, y, radius)
-        if any((s.colour, s.kind) == (colour, kind) for s in shapes) or (taken & mask).any():
+        is_clear = min(abs(x - SIDE / 2), abs(y - SIDE / 2)) >= APART and not (taken & mask).any()
+        if not is_clear or any(s.colour == colour for s in shapes):
             continue
         taken = np.asarray(cv2.dilate(taken | mask, np.ones((3, 3), np.uint8)), np.uint8)
         rgb[mask > 0] = np.array(COLOURS[colour]) + random.normal(0, 6, (int(mask.sum()), 1))
-        shapes.append(Shape(colour, kind, float(x), float(y), mask > 0))
+        shapes.append(Shape(colour, kind, size, float(x), float(y), mask > 0))
     return Scene(rgb.clip(0, 255).astype(np.uint8), tuple(shapes))
 
 
@@ -126,44 +125,37 @@ def _one(scene: Scene, random: np.random.Generator) -> Shape:
 
 def _by_both(scene: Scene, random: np.random.Generator) -> Pair:
     shape = _one(scene, random)
-    return _said(random, f"the {shape.colour} {shape.kind}", [shape], "entities")
+    return _said(random, f"the {shape.colour} {shape.kind}", [shape], "colour and shape")
 
 
 def _by_colour(scene: Scene, random: np.random.Generator) -> Pair:
     colour = _one(scene, random).colour
-    return _said(random, f"everything {colour}", [s for s in scene.shapes if s.colour == colour], "entities")
+    return _said(random, f"everything {colour}", [s for s in scene.shapes if s.colour == colour], "colour")
 
 
 def _by_kind(scene: Scene, random: np.random.Generator) -> Pair:
     kind = _one(scene, random).kind
-    return _said(random, f"every {kind}", [s for s in scene.shapes if s.kind == kind], "entities")
+    return _said(random, f"every {kind}", [s for s in scene.shapes if s.kind == kind], "shape")
 
 
 def _by_place(scene: Scene, random: np.random.Generator) -> Pair | None:
-    place = str(random.choice(PLACES))
-    along = {"leftmost": -1, "rightmost": 1, "topmost": -1, "lowest": 1}[place]
-    where = [along * (s.x if place in ("leftmost", "rightmost") else s.y) for s in scene.shapes]
-    first, second = np.argsort(where)[::-1][:2]
-    if where[first] - where[second] < APART:
-        return None
-    return _said(random, f"the {place} shape", [scene.shapes[first]], "spatial")
+    place = str(random.choice(list(PLACES)))
+    axis, side = PLACES[place]
+    chosen = [s for s in scene.shapes if side * ((s.x, s.y)[axis] - SIDE / 2) > 0]
+    return _said(random, f"everything {place}", chosen, "place") if chosen else None
 
 
-def _by_size(scene: Scene, random: np.random.Generator) -> Pair | None:
-    size = str(random.choice(SIZES))
-    areas = np.array([s.area for s in scene.shapes], float) ** (1 if size == "largest" else -1)
-    first, second = np.argsort(areas)[::-1][:2]
-    if areas[first] < CLEAR * areas[second]:
-        return None
-    return _said(random, f"the {size} shape", [scene.shapes[first]], "spatial")
+def _by_size(scene: Scene, random: np.random.Generator) -> Pair:
+    size = _one(scene, random).size
+    return _said(random, f"every {size} shape", [s for s in scene.shapes if s.size == size], "size")
 
 
 def _absent(scene: Scene, random: np.random.Generator) -> Pair | None:
-    """Something whose colour or kind is there, but not together; or a colour that is nowhere."""
+    """Something of a colour that is nowhere."""
     colour, kind = str(random.choice(list(COLOURS))), str(random.choice(KINDS))
-    if any(s.colour == colour and s.kind == kind for s in scene.shapes):
+    if any(s.colour == colour for s in scene.shapes):
         return None
-    return _said(random, f"the {colour} {kind}", [], "entities")
+    return _said(random, f"the {colour} {kind}", [], "absent")
 
 
 def every_text() -> Iterator[str]:
@@ -173,7 +165,8 @@ def every_text() -> Iterator[str]:
             yield from (f"{verb} the {colour} {kind}" for kind in KINDS)
             yield f"{verb} everything {colour}"
         yield from (f"{verb} every {kind}" for kind in KINDS)
-        yield from (f"{verb} the {which} shape" for which in (*PLACES, *SIZES))
+        yield from (f"{verb} everything {place}" for place in PLACES)
+        yield from (f"{verb} every {size} shape" for size in SIZES)
 
 
 def write_scenes(folder: Path, count: int, *, prompts: int = 4, seed: int = 0, blind: bool = False) -> Path:

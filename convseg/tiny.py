@@ -15,6 +15,7 @@ from dataengine.hub import quiet
 
 SIDE = 128  # pixels of the square image that the tiny SAM 2 sees
 SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+PLACES = 0.3  # deviation of the random frequencies that tell places apart: by them left and right are far apart
 WORDS = 20.0  # times the usual size of random word vectors
 END, PAD = "<|im_end|>", "<|endoftext|>"
 SYSTEM = "You are a helpful assistant."
@@ -30,7 +31,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny_sam2(folder: Path, *, channels: int = 16, width: int = 64, seed: int = 0) -> Path:
+def write_tiny_sam2(folder: Path, *, channels: int = 16, width: int = 128, seed: int = 0) -> Path:
     """Write a SAM 2 of 128 px with random weights, as `save_pretrained` does.
 
     Args:
@@ -73,9 +74,12 @@ def write_tiny_sam2(folder: Path, *, channels: int = 16, width: int = 64, seed: 
         mask_decoder_config=Sam2MaskDecoderConfig(hidden_size=width, mlp_dim=4 * width, iou_head_hidden_dim=width),
     )
     torch.manual_seed(seed)
-    model = Sam2Model(config)
+    model: Any = Sam2Model(config)
+    for module in model.mask_decoder.modules():  # transformers' own are so small that training hardly begins
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            torch.nn.init.xavier_uniform_(module.weight)
     # One matrix encodes all positions in the real weights; the model holds it twice.
-    places = model.shared_image_embedding.positional_embedding
+    places = model.shared_image_embedding.positional_embedding.data.mul_(PLACES)
     model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(places)
     with quiet():
         model.save_pretrained(folder)

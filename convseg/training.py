@@ -23,6 +23,7 @@ from convseg.checkpoints import (
     FINAL,
     Build,
     Model,
+    has_checkpoints,
     load_lora,
     load_plm,
     load_sam,
@@ -34,13 +35,12 @@ from convseg.checkpoints import (
     steps_saved,
 )
 from convseg.data import Sample, checked, data_digest, read_jsonl, split_by_image, usable
-from convseg.distributed import Team, computing_in, number_type
-from convseg.evaluation import Prediction, predictions
+from convseg.distributed import Team, computing_in, memory_told, number_type
+from convseg.evaluation import predictions
 from convseg.losses import MaskLoss, mask_loss
 from convseg.metrics import Metrics, iou, metrics
 from convseg.network import ImageMaps
-from convseg.panels import panel, stacked
-from dataengine.devices import is_out_of_memory
+from convseg.panels import stacked
 from dataengine.errors import TrainingError, UsageError
 from dataengine.packing import png
 from dataengine.run_folder import make_folder, write_whole
@@ -153,12 +153,8 @@ def train(settings: TrainSettings, reporter: Reporter) -> int:
     """
     team = Team.join(settings.device)
     try:
-        return _train(settings, reporter, team)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        hint = "Lower --batch-size, and raise --acc as much"
-        raise TrainingError(f"out of memory on {team.device}", hint=hint, reason="out_of_memory") from None
+        with memory_told(team.device, "Lower --batch-size, and raise --acc as much"):
+            return _train(settings, reporter, team)
     finally:
         team.leave()
 
@@ -185,7 +181,8 @@ def _train(settings: TrainSettings, reporter: Reporter, team: Team) -> int:
         dtype=dtype if team.on_gpu else torch.float32,
         train_encoder=settings.train_encoder,
     )
-    state = _earlier(settings, model, data_digest(samples))
+    recipe = _recipe(settings, model, data_digest(samples), team, dtype)
+    state = _earlier(settings, model, recipe)
     if not state:
         _warm_start(settings, model)
     trained, held = split_by_image(samples, VALIDATION_SHARE, settings.seed)
@@ -193,7 +190,7 @@ def _train(settings: TrainSettings, reporter: Reporter, team: Team) -> int:
     if team.leads:
         for line in _told(settings, model, trained, held, team, dtype):
             reporter.say(line)
-    trainer = Trainer(settings, reporter, team, model, dtype, trained, held, data_digest(samples))
+    trainer = Trainer(settings, reporter, team, model, dtype, trained, held, recipe)
     if state:
         trainer.restore(state)
     return trainer.run()
@@ -220,21 +217,24 @@ def _warm_start(settings: TrainSettings, model: Model) -> None:
         load_lora(model.network.adapter, str(settings.resume_lora_path), "--resume-lora-path")
 
 
-def _earlier(settings: TrainSettings, model: Model, data: str) -> dict[str, Any] | None:
+def _earlier(settings: TrainSettings, model: Model, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     """The state that training goes on from, its weights loaded; None where it begins anew."""
     saved = steps_saved(settings.out, settings.name)
     if settings.resume is None:
-        if saved or (settings.out / f"{settings.name}_{FINAL}.torch").exists():
-            hint = "Choose another --out or --name" + (", or go on with --resume" if saved else "")
-            raise UsageError(f"--out {settings.out}: has checkpoints of {settings.name} already", hint=hint)
+        if has_checkpoints(settings.out):
+            hint = "Choose another --out" + (", or go on with --resume" if saved else "")
+            raise UsageError(f"--out {settings.out}: has checkpoints already", hint=hint)
         return None
+    if settings.resume_sam_path or settings.resume_plm_path or settings.resume_lora_path:
+        hint = "Leave out either --resume or --resume-…-path"
+        raise UsageError("--resume goes on with saved weights, --resume-…-path begins with others", hint=hint)
     step = saved[-1] if settings.resume == LATEST and saved else _number(settings.resume)
     if step not in saved:
         there = ", ".join(map(str, saved)) or "none"
         what = f"--resume: no such checkpoint of {settings.name} in {settings.out}"
         raise UsageError(what, hint=f"Steps there: {there}")
     state = read_training_state(settings.out, settings.name, step)
-    for name, value in _recipe(settings, model, data).items():
+    for name, value in recipe.items():
         if state["recipe"].get(name) != value:
             before = state["recipe"].get(name)
             what = f"--resume: {name.replace('_', '-')} is {value}, but was {before} at step {step}"
@@ -248,9 +248,15 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else -1
 
 
-def _recipe(settings: TrainSettings, model: Model, data: str) -> dict[str, Any]:
-    chosen = {name: getattr(settings, name) for name in RECIPE}
-    return {**chosen, "data": data, "language_model": model.weights["language"]}
+def _recipe(settings: TrainSettings, model: Model, data: str, team: Team, dtype: torch.dtype) -> dict[str, Any]:
+    """All that the losses follow from."""
+    return {
+        **{name: getattr(settings, name) for name in RECIPE},
+        "data": data,
+        "language_model": model.weights["language"],
+        "processes": team.ranks,
+        "precision": str(dtype).removeprefix("torch."),
+    }
 
 
 def _told(
@@ -258,7 +264,8 @@ def _told(
 ) -> Iterator[str]:
     network = model.network
     all_, learnt = (sum(p.numel() for p in network.parameters() if p.requires_grad or w) for w in (True, False))
-    yield f"{len(trained):,} samples to train on, {len(held):,} to validate on, of other photos"
+    which = "the same, since there is one photo" if held == trained else "of other photos"
+    yield f"{len(trained):,} samples to train on, {len(held):,} to validate on, {which}"
     yield f"{learnt / 1e6:,.2f} of {all_ / 1e6:,.2f} million parameters are trained"
     devices = f"{team.ranks} processes, {team.device.partition(':')[0]}" if team.ranks > 1 else team.device
     each = (
@@ -287,7 +294,7 @@ class Trainer:
         model: on the team's device.
         dtype: of the matrix products.
         trained, held: samples to train and to validate on.
-        data: digest of all of them.
+        recipe: what the losses follow from, to be kept.
     """
 
     def __init__(
@@ -299,12 +306,12 @@ class Trainer:
         dtype: torch.dtype,
         trained: Sequence[Sample],
         held: Sequence[Sample],
-        data: str,
+        recipe: Mapping[str, Any],
     ) -> None:
         self.settings, self.reporter, self.team, self.model, self.dtype = settings, reporter, team, model, dtype
         self.network = model.network
         self.trained, self.held = list(trained), list(held)
-        self.recipe = _recipe(settings, model, data)
+        self.recipe = dict(recipe)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.wd)
         self.step = self.update = 0
@@ -318,7 +325,7 @@ class Trainer:
         if settings.cache_features is None or settings.augment or settings.train_encoder:
             return None
         sizes = [self.model.square, self.network.side, self.model.reader.side]
-        return FeatureCache(settings.cache_features, [self.model.weights["sam2"], *sizes, self.dtype])
+        return FeatureCache(settings.cache_features, [self.network.encoder_digest(), *sizes, self.dtype])
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; the weights are loaded already."""
@@ -332,16 +339,17 @@ class Trainer:
         settings = self.settings
         if self.team.leads:
             self.reporter.began(self.step + 1, settings.steps)
-        with _signals() as caught, self._writer() as writer:
-            self.writer = writer
-            code = self._steps(caught)
+        with _signals() as self.caught, self._writer() as self.writer:
+            code = self._steps()
             if self.cache:
                 self.cache.close()
             if not code:
-                self._finish()
+                self._save(FINAL, state=False)
+                self._validate(self.held, FINAL, workers=settings.workers)
+                code = 128 + self.caught[0] if self.caught else 0
         return code
 
-    def _steps(self, caught: list[int]) -> int:
+    def _steps(self) -> int:
         settings, team = self.settings, self.team
         shared = team.shared(self.network)
         self.network.train()
@@ -352,18 +360,18 @@ class Trainer:
             self.shaping,
             order,
             range(self.step + 1, settings.steps + 1),
-            seed=settings.seed,
+            seed=(settings.seed, team.rank),
             cache=self.cache,
             workers=settings.workers,
             pin=team.on_gpu,
         )
-        self.clock = time.monotonic()
+        self._set_clock()
         for batch in made:
             self.step += 1
             self._learn(shared, batch.to(team.device))
             if settings.val_every and self.step % settings.val_every == 0 and self.step < settings.steps:
                 self._validate(self._shown(), str(self.step))
-            code = team.highest(caught[0] if caught else 0)
+            code = team.highest(self.caught[0] if self.caught else 0)
             if code or (settings.save_every and self.step % settings.save_every == 0 and self.step < settings.steps):
                 self._save(str(self.step))
             if code:
@@ -405,7 +413,7 @@ class Trainer:
             where = ", ".join(s.where for s in batch.samples)
             raise TrainingError(
                 f"step {self.step}: the loss is no number any more (last samples: {where})",
-                hint="Lower --lr; saved steps are whole: go on from one with --resume STEP",
+                hint="Begin anew in another --out with a lower --lr; --resume-…-path begin with saved weights",
                 reason="not_finite",
             )
         self.optimizer.step()
@@ -414,20 +422,24 @@ class Trainer:
 
     @torch.no_grad()
     def _values(self, loss: MaskLoss, logits: Tensor, batch: Batch) -> dict[str, float]:
-        settings, now = self.settings, time.monotonic()
-        seen = settings.log_every * settings.batch_size * self.team.ranks
+        seconds = max(1e-9, time.monotonic() - self.clock[1])
+        seen = (self.step - self.clock[0]) * self.settings.batch_size * self.team.ranks
         values = {
             "loss": float(loss.total),
             "bce": float(loss.bce),
             "dice": float(loss.dice),
             "iou": _mean_iou(logits, batch),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "samples_per_second": seen / max(1e-9, now - self.clock),
+            "samples_per_second": seen / seconds,
         }
-        self.clock = now
+        self._set_clock()
         for name, value in values.items():
             self.writer.add_scalar(f"train/{name}", value, self.step)
         return values
+
+    def _set_clock(self) -> None:
+        """From now on the samples a second are counted."""
+        self.clock = self.step, time.monotonic()
 
     # Validation and saving, by the process that leads.
 
@@ -445,12 +457,14 @@ class Trainer:
             for p in found:
                 overlaps.append(p.overlap)
                 if p.sample.id in shown:
-                    panels.append(_panel(p))
+                    panels.append(p.panel())
+                if self.caught:
+                    break
             self.network.train()
             measured = metrics(overlaps)
             self._write_validation(measured, stacked(panels) if panels else None, tag)
         self.team.wait()
-        self.clock = time.monotonic()
+        self._set_clock()
 
     def _write_validation(self, measured: Metrics, picture: Any, tag: str) -> None:
         for name in ("giou", "ciou", "left_empty"):
@@ -472,7 +486,7 @@ class Trainer:
             for step in old:
                 remove_step(settings.out, settings.name, step)
         self.team.wait()
-        self.clock = time.monotonic()
+        self._set_clock()
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -483,10 +497,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "gradients": [p.grad for p in self.parameters],  # of an update that is not complete yet
         }
-
-    def _finish(self) -> None:
-        self._save(FINAL, state=False)
-        self._validate(self.held, FINAL, workers=self.settings.workers)
 
     @contextmanager
     def _writer(self) -> Iterator[Any]:
@@ -508,10 +518,6 @@ def _mean_iou(logits: Tensor, batch: Batch) -> float:
     predicted, truth = (logits > 0) & batch.inside, batch.target >= 0.5
     both, either = (predicted & truth).sum((1, 2)).tolist(), (predicted | truth).sum((1, 2)).tolist()
     return sum(map(iou, both, either)) / len(both)
-
-
-def _panel(p: Prediction) -> Any:
-    return panel(p.rgb, p.truth, p.predicted, p.sample.prompt, f"predicted, IoU {p.overlap.iou:.2f}")
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from pydantic import BaseModel
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dataengine import records  # noqa: E402 - the checkout's own package
-from dataengine.flags import parser  # noqa: E402
+from convseg.flags import parser as convseg_parser  # noqa: E402 - the checkout's own packages
+from dataengine import records  # noqa: E402
+from dataengine.flags import parser as dataengine_parser  # noqa: E402
 
 REFERENCE = ROOT / "dataengine" / "DATAENGINE.md"
 HELP_WIDTH = 100
@@ -52,7 +53,12 @@ def fill(text: str) -> str:
 
 def help_text(command: str) -> str:
     """A command's `--help` as a code block, at a fixed width and without colours."""
-    found = next(a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)).choices[command]
+    found = next(
+        action.choices[command]
+        for commands in (dataengine_parser(), convseg_parser())
+        for action in commands._actions
+        if isinstance(action, argparse._SubParsersAction) and command in action.choices
+    )
     found.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=HELP_WIDTH)
     return f"```text\n{found.format_help().rstrip()}\n```"
 

@@ -128,7 +128,7 @@ def load_sam2(config: str, checkpoint: str, flags: Flags = FLAGS) -> tuple[Sam2M
     if path.is_file():
         where = f"{path} with {flags.config} {config}"
         model = model_from_state(sam2_config(config, flags), read_state(path, flags), where, flags)
-        return model, _digest(path)
+        return model, file_digest(path)
     is_hub_id = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", checkpoint) and path.suffix not in (".pt", ".pth", ".safetensors")
     if not path.is_dir() and not is_hub_id:
         hint = "Check the path; a hub id looks like facebook/sam2.1-hiera-large"
@@ -354,7 +354,8 @@ def _hint(config: Sam2Config, state: Mapping[str, Tensor], flags: Flags) -> str:
     return f"Its shapes are those of {flags.config} {family}_hiera_{names[0]}.yaml"
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """12 hex digits of a file's SHA-256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 

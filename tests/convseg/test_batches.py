@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import os
 import pickle
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from convseg.batches import FeatureCache, Order, Shaping, batches
 from convseg.checkpoints import Model
 from convseg.data import Place, Sample, read_jsonl
 from convseg.network import ImageMaps
-from dataengine.errors import OutputError
+from dataengine.errors import ImageError, OutputError
 
 SHAPING = Shaping(square=128, side=128, cells=32, erode=0, times=1, augment=False)
 
@@ -36,7 +38,8 @@ def made(
 ) -> list[Any]:
     samples = samples_of(scenes)
     order = Order(len(samples), batch, seed=1)
-    return list(batches(samples, model.reader, shaping, order, steps, seed=1, cache=cache, workers=workers, pin=False))
+    how: dict[str, Any] = {"seed": (1, 0), "cache": cache, "workers": workers, "pin": False}
+    return list(batches(samples, model.reader, shaping, order, steps, **how))
 
 
 @pytest.mark.parametrize(("count", "batch", "ranks"), [(10, 5, 1), (7, 3, 1), (12, 2, 3), (3, 4, 2)])
@@ -91,6 +94,16 @@ def test_another_square_is_brought_to_the_models_side() -> None:
         pixels = shaping.pixels(rgb, Place.of(60, 90, square))
         assert pixels.shape == (3, 128, 128) and pixels.dtype == torch.uint8
         assert pixels[:, :16].max() == 0 and pixels[:, 64].min() > 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photo_that_is_gone_is_one_line(workers: int, model: Model, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "scenes")
+    for image in (tmp_path / "scenes" / "images").iterdir():
+        image.unlink()
+    with pytest.raises(ImageError) as caught:
+        made(model, tmp_path / "scenes", range(1, 3), workers=workers)
+    assert re.fullmatch(r"/.*/scene_\d+\.png: no such file.*", str(caught.value))
 
 
 # The cache of features.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from convseg import checkpoints
@@ -220,16 +221,32 @@ def test_a_lora_of_another_rank_is_refused(saved: tuple[Path, Tensor], sam2: Pat
     torch.manual_seed(0)
     build = Build(sam2={}, plm_model_name=str(qwen), lora_r=2, lora_alpha=8, plm_image_side=PICTURE_SIDE)
     other = new_model("", str(sam2), build, dtype=torch.float32, train_encoder=False)
-    with pytest.raises(UsageError, match=r"--resume-lora-path .* cannot be loaded"):
+    with pytest.raises(UsageError, match=r"--resume-lora-path .*: its r is 4, the model's 2"):
         load_lora(other.network.adapter, str(saved[0] / "lora_plm_adapter_final"), "--resume-lora-path")
     with pytest.raises(UsageError, match=r"--resume-plm-path .* does not fit the language adapter \(0 missing"):
         load_plm(other.network.adapter, saved[0] / "run_plm_final.torch", "--resume-plm-path")
 
 
+def test_a_lora_of_another_alpha_is_refused(saved: tuple[Path, Tensor], model: Model) -> None:
+    told = saved[0] / "lora_plm_adapter_final" / "adapter_config.json"
+    told.write_text(json.dumps({**json.loads(told.read_text()), "lora_alpha": 64}))
+    with pytest.raises(UsageError, match="its lora-alpha is 64, the model's 8"):
+        load_lora(model.network.adapter, str(told.parent), "--lora_ckpt")
+
+
+def test_a_home_folder_is_found(saved: tuple[Path, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(saved[0]))
+    again = trained_model("~/run_final.torch", "~/run_plm_final.torch", lora_ckpt="~/lora_plm_adapter_final")
+    torch.testing.assert_close(logits_of(again), saved[1], rtol=0, atol=1e-6)
+
+
 # Whole or not at all.
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64")])
+FAILURES = [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos"), SafetensorError("full")]
+
+
+@pytest.mark.parametrize("error", FAILURES)
 def test_a_failed_save_leaves_the_earlier_one(
     error: Exception, saved: tuple[Path, Tensor], model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

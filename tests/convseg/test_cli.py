@@ -69,7 +69,7 @@ def test_the_whole_way_from_scenes_to_a_score(
     where = ["--out", "ev", "--save_preds", "preds", "--device", "cpu", "--workers", "0"]
     evaluate = ["eval", "--input_json", "scenes/items.json", *files, *where]
     assert main(evaluate) == 0
-    assert "entities" in capsys.readouterr().out
+    assert "colour and shape" in capsys.readouterr().out
     results = json.loads(Path("ev/results.json").read_text())
     assert results["count"] == 24 and results["mask"] == "single" and results["precision"] == "float32"
     assert len(results["data_digest"]) == 12 and sorted(results["model"]) == ["adapter", "language", "sam2"]
@@ -138,6 +138,9 @@ BAD_TRAIN = [
     (["--model-cfg", "sam3.yaml", "--checkpoint", "{meta}"], "error: --model-cfg sam3.yaml: no such config"),
     (["--checkpoint", "{meta}"], "error: --checkpoint {meta} with --model-cfg sam2_hiera_s.yaml: the "),
     (["--plm-model-name", "gone/gone/gone"], "error: --plm-model-name gone/gone/gone: there is no such folder"),
+    (["--name", "a/b"], "error: --name a/b: must be a plain file name"),
+    (["--seed", "99999999999"], "error: --seed 99999999999: must be at most 4294967295"),
+    (["--precision", "fp16"], "error: --precision float16: gradients are lost in it"),
     (["--frobnicate"], "error: unrecognized arguments: --frobnicate"),
     (["--resume"], "error: --resume: no such checkpoint of "),
 ]
@@ -182,6 +185,12 @@ def test_eval_and_predict_say_what_is_wrong(
         (["eval", "--input_json", items, "--hf_dataset", "x", *weights], "error: name what to evaluate on"),
         (["eval", "--input_json", "gone.json", *weights], "error: --input_json gone.json: cannot be read"),
         (["eval", "--input_json", items, "--limit", "0", *weights], "error: --limit 0: must be at least 1"),
+        (["eval", "--input_json", items, "--workers", "-1", *weights], "error: --workers -1: must be at least 0"),
+        (["eval", "--input_json", items, "--show", "-1", *weights], "error: --show -1: must be at least 0"),
+        (
+            ["eval", "--input_json", items, "--hf_config", "x", *weights],
+            "error: --hf_config says nothing of --input_json",
+        ),
         (["eval", "--input_json", items, *weights, "--precision", "x"], "error: --precision x: no such precision"),
         (["eval", "--input_json", items], "error: the following arguments are required: --final_ckpt, --plm_ckpt"),
         (["eval", "--input_json", items, *weights, "--final_ckpt", "gone"], "error: --final_ckpt gone: no such file"),
@@ -192,6 +201,9 @@ def test_eval_and_predict_say_what_is_wrong(
     ]
     for arguments, told in table:
         assert failed(arguments, capsys).startswith(told), arguments
+    for flag in ("--out", "--save_preds"):  # found before anything is computed
+        assert main(["eval", "--input_json", items, *weights, flag, f"{cup}/out"]) == 1
+        assert capsys.readouterr().err.startswith(f"error: cannot write {cup}/out")
     assert main(["predict", "--image", str(tmp_path / "gone.jpg"), "--prompt", "x", *weights]) == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/gone.jpg: no such file")
 
@@ -278,3 +290,21 @@ def test_an_image_with_a_rotated_photo_keeps_its_upright_size(weights: list[str]
         == 0
     )
     assert opened(out / "turned_0_mask.png").size == (200, 300)
+
+
+@torch.no_grad()
+def test_an_answer_that_is_no_number_is_told(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model.network.adapter.to_sparse.bias.fill_(float("nan"))
+    save_weights(tmp_path, "run", "final", model, frozen=False)
+    coffee(200).save(tmp_path / "cup.png")
+    files = ["--final_ckpt", str(tmp_path / "run_final.torch"), "--plm_ckpt", str(tmp_path / "run_plm_final.torch")]
+    assert main(["predict", "--image", str(tmp_path / "cup.png"), "--prompt", "x", *files, "--device", "cpu"]) == 1
+    assert capsys.readouterr().err.startswith("error: the network's answer is no number. Compute in --precision fp32")
+
+
+def test_the_loop_empties_no_folder_of_others(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    script = ROOT / "scripts" / "loop.py"
+    done = subprocess.run([sys.executable, str(script), "--out", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 1 and "holds what this script did not write" in done.stderr
+    assert (tmp_path / "photos").is_dir()

@@ -136,12 +136,26 @@ def test_items_with_and_without_what_may_be_left_out(folder: Path) -> None:
     path = folder / "items.json"
     path.write_text(json.dumps({"items": [absent, item, {**item, "mask": ""}, "no item"]}))
     loaded = checked(read_items(path), workers=0)
-    assert [(s.id, s.concept, s.negative) for s in loaded.samples] == [
-        ("x", "physics", True),
-        ("item_2", "none", False),
+    assert [(s.id, s.concept, bool(read_mask(s.mask).any())) for s in loaded.samples] == [
+        ("x", "physics", False),
+        ("item_2", "none", True),
     ]
     assert loaded.bad == ["items.json item 3: 'mask' is empty", "items.json item 4: no JSON object"]
     assert len(read_items(path, limit=1).samples) == 1
+
+
+def test_a_prompt_may_hold_any_character(folder: Path) -> None:
+    prompt = "Segment\u2028the\x85cup\u00a0now"
+    path = folder / "dataset.jsonl"
+    path.write_text("\r\n".join(json.dumps({**LINE, "prompt": p}, ensure_ascii=False) for p in (prompt, "x")))
+    told = [(s.prompt, s.where) for s in read_jsonl(path, folder).samples]
+    assert told == [(prompt, "dataset.jsonl line 1"), ("x", "dataset.jsonl line 2")]
+
+
+def test_ids_that_stand_twice_are_told_apart(folder: Path) -> None:
+    item = {"id": "x", "image": "a.jpg", "mask": "a.png", "prompt": "p"}
+    (folder / "items.json").write_text(json.dumps({"items": [item, item, {**item, "id": "y"}, item]}))
+    assert [s.id for s in read_items(folder / "items.json").samples] == ["x", "x_2", "y", "x_3"]
 
 
 def test_the_digest_follows_the_samples(folder: Path) -> None:
@@ -160,6 +174,7 @@ def test_the_digest_follows_the_samples(folder: Path) -> None:
         lambda m: Image.fromarray(m.astype(np.uint8) * 255).convert("RGB"),
         lambda m: Image.merge("LA", [Image.new("L", m.shape[::-1], 90), Image.fromarray(m.astype(np.uint8) * 255)]),
         lambda m: Image.fromarray(np.dstack([np.full((*m.shape, 3), 7, np.uint8), m.astype(np.uint8) * 200])),
+        lambda m: Image.fromarray(m.astype(np.uint8) * 255).convert("RGBA"),
     ],
 )
 def test_masks_of_every_kind(make: Callable[[BoolArray], Image.Image], tmp_path: Path) -> None:

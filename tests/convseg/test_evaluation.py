@@ -110,7 +110,7 @@ def test_results_are_of_all_and_of_each_concept(tmp_path: Path) -> None:
     samples = [
         Sample("a", Path("1.png"), Path("m"), "p", "physics"),
         Sample("b", Path("1.png"), Path("m"), "q", "entities"),
-        Sample("c", Path("2.png"), Path("m"), "<&> r", "physics", negative=True),
+        Sample("c", Path("2.png"), Path("m"), "<&> r", "physics"),
     ]
     overlaps = [Overlap("1", 5, 10, 7, False), Overlap("1", 9, 9, 9, False), Overlap("2", 0, 0, 0, True)]
     results = results_of(samples, overlaps)

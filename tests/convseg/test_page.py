@@ -40,16 +40,22 @@ def test_the_worst_and_the_best_are_kept_in_order() -> None:
     for share in shares:
         extremes.see(predicted(share))
     told = sorted(shares, key=lambda s: predicted(s).overlap.iou)
-    assert [p.sample.id for p, _ in extremes.worst] == [f"id {s}" for s in told[:3]]
-    assert [p.sample.id for p, _ in extremes.best] == [f"id {s}" for s in told[::-1][:3]]
+    assert [p.sample.id for p in extremes.worst] == [f"id {s}" for s in told[:3]]
+    assert [p.sample.id for p in extremes.best] == [f"id {s}" for s in told[::-1][:3]]
 
 
 def test_of_equal_ones_the_first_are_kept() -> None:
     extremes = Extremes(2)
     for i in range(5):
         extremes.see(predicted(0.5, f"prompt {i}"))
-    assert [p.sample.prompt for p, _ in extremes.best] == ["prompt 0", "prompt 1"]
-    assert [p.sample.prompt for p, _ in extremes.worst] == ["prompt 0", "prompt 1"]
+    assert [p.sample.prompt for p in extremes.best] == ["prompt 0", "prompt 1"]
+    assert [p.sample.prompt for p in extremes.worst] == ["prompt 0", "prompt 1"]
+
+
+def test_none_need_be_kept() -> None:
+    extremes = Extremes(0)
+    extremes.see(predicted(0.5))
+    assert extremes.worst == extremes.best == []
 
 
 class Tags(HTMLParser):

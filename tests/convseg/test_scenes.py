@@ -7,24 +7,18 @@ import numpy as np
 import pytest
 
 from convseg.data import checked, read_items, read_jsonl, read_mask
-from convseg.scenes import COLOURS, KINDS, Scene, draw_scene, every_text, prompts_of, write_scenes
+from convseg.scenes import COLOURS, KINDS, SIZES, Scene, draw_scene, every_text, prompts_of, write_scenes
 from dataengine.masks import BoolArray
 
 
 def meant(scene: Scene, prompt: str) -> BoolArray:
     """What a prompt means, read from its words alone."""
     what = prompt.split()[1:]
-    shapes = list(scene.shapes)
-    centre = {id(s): np.argwhere(s.mask).mean(0) for s in shapes}
-    ways = {
-        "leftmost": lambda s: centre[id(s)][1], "rightmost": lambda s: -centre[id(s)][1],
-        "topmost": lambda s: centre[id(s)][0], "lowest": lambda s: -centre[id(s)][0],
-        "largest": lambda s: -s.mask.sum(), "smallest": lambda s: s.mask.sum(),
-    }  # fmt: skip
-    for word, key in ways.items():
+    words = [w for w in what if w in (*COLOURS, *KINDS, *SIZES)]
+    shapes = [s for s in scene.shapes if all(w in (s.colour, s.kind, s.size) for w in words)]
+    for word, axis, side in (("left", 1, -1), ("right", 1, 1), ("top", 0, -1), ("bottom", 0, 1)):
         if word in what:
-            shapes = sorted(shapes, key=key)[:1]
-    shapes = [s for s in shapes if all(w in (s.colour, s.kind) for w in what if w in COLOURS or w in KINDS)]
+            shapes = [s for s in shapes if side * (np.argwhere(s.mask).mean(0)[axis] - 63.5) > 0]
     mask = np.zeros(scene.rgb.shape[:2], bool)
     for shape in shapes:
         mask |= shape.mask
@@ -54,9 +48,10 @@ def test_prompts_are_of_every_kind_and_some_fit_nothing(tmp_path: Path) -> None:
     write_scenes(tmp_path, 60, seed=5)
     loaded = checked(read_items(tmp_path / "items.json"), workers=0)
     assert loaded.bad == [] and len(loaded.samples) == 240
-    empty = [s for s in loaded.samples if s.negative]
+    empty = {s.id for s in loaded.samples if not read_mask(s.mask).any()}
     assert 0.08 < len(empty) / 240 < 0.25
-    assert all(not read_mask(s.mask).any() for s in empty)
+    items = json.loads((tmp_path / "items.json").read_text())["items"]
+    assert {item["id"] for item in items if item.get("negative")} == empty
     words = {word for s in loaded.samples for word in s.prompt.split()}
     assert words == {word for text in every_text() for word in text.split()}
     lines = read_jsonl(tmp_path / "dataset.jsonl", tmp_path).samples

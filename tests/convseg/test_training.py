@@ -151,13 +151,16 @@ def test_a_step_can_be_chosen_and_old_ones_removed(settings: TrainSettings) -> N
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({}, "has checkpoints of run already. Choose another --out or --name, or go on with"),
+        ({}, "has checkpoints already. Choose another --out, or go on with"),
         ({"resume": "5"}, "no such checkpoint of run in .* Steps there: 4, 8"),
         ({"resume": "x"}, "no such checkpoint"),
         ({"resume": "latest", "name": "other"}, "no such checkpoint of other in .* Steps there: none"),
         ({"resume": "latest", "lr": 1e-5}, "--resume: lr is 1e-05, but was 0.002 at step 8"),
         ({"resume": "latest", "steps": 30}, "--resume: steps is 30, but was 11"),
         ({"resume": "latest", "num_samples": 20}, "--resume: data is "),
+        ({"resume": "latest", "precision": "bfloat16"}, "--resume: precision is bfloat16, but was float32"),
+        ({"resume": "latest", "resume_sam_path": Path("x")}, "--resume goes on with saved weights, "),
+        ({"name": "other"}, "has checkpoints already. Choose another --out"),
     ],
 )
 def test_what_cannot_go_on_is_refused(changes: dict[str, Any], told: str, settings: TrainSettings) -> None:
@@ -259,6 +262,16 @@ def test_the_learning_rate_goes_up_and_down(
     assert {u: learning_rate(u, how) for u in expected} == pytest.approx(expected, abs=1e-3)
 
 
+def test_features_of_another_encoder_are_not_taken(settings: TrainSettings, tmp_path: Path) -> None:
+    """Those of a trained encoder, though it began as the checkpoint that the cache was filled from."""
+    features = tmp_path / "features"
+    trained(with_(settings, out=tmp_path / "plain", cache_features=features))
+    trained(with_(settings, out=tmp_path / "encoder", train_encoder=True, lr=1e-2, acc=1))
+    warm = with_(settings, steps=2, resume_sam_path=tmp_path / "encoder" / "run_final.torch")
+    cached = trained(with_(warm, out=tmp_path / "cached", cache_features=features))
+    assert cached.losses == pytest.approx(trained(warm).losses, abs=1e-5)
+
+
 # What ends it.
 
 
@@ -287,6 +300,25 @@ def test_no_gpu_is_an_error_where_one_is_named(settings: TrainSettings) -> None:
     with pytest.raises(UsageError, match="--device cuda: torch sees no GPU"):
         train(with_(settings, device="cuda"), Told())
     assert not settings.out.exists()
+
+
+def test_a_signal_to_all_of_its_processes_saves(settings: TrainSettings, tmp_path: Path) -> None:
+    """As a shell, torchrun or a batch system sends it: to the workers that read photos as well."""
+    flags = ["--data-dir", settings.data_dir, "--checkpoint", settings.checkpoint, "--steps", 100000]
+    model = ["--plm-model-name", settings.plm_model_name, "--plm-image-side", PICTURE_SIDE, "--device", "cpu"]
+    where = ["--out", tmp_path / "out", "--name", "run", "--workers", 2, "--log-every", 1, "--val-every", 0]
+    command = list(map(str, [sys.executable, ROOT / "train.py", *flags, *model, *where]))
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True) as process:
+        assert process.stdout and process.stderr
+        while not process.stdout.readline().startswith("step 3/"):
+            assert process.poll() is None, process.stderr.read()
+        os.killpg(process.pid, signal.SIGTERM)
+        told, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "all is saved: go on with --resume" in told and "Traceback" not in errors
+    assert len(steps_saved(tmp_path / "out", "run")) == 1
 
 
 # Several processes.
