@@ -34,8 +34,9 @@ from convseg.checkpoints import Build, Model, new_model
 from convseg.data import Place
 from convseg.metrics import Metrics
 from convseg.scenes import every_text
+from convseg.settings import TrainSettings
 from convseg.tiny import write_tiny_qwen, write_tiny_sam2
-from convseg.training import TrainSettings, train
+from convseg.training import train
 from dataengine.packing import png
 from dataengine.segmenters.sam2_checkpoint import sam2_config
 

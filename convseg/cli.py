@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train_command(options: argparse.Namespace) -> int:
     """`convseg train`."""
     from convseg.console import training_reporter
-    from convseg.training import TrainSettings, train
+    from convseg.settings import TrainSettings
+    from convseg.training import train
     from dataengine.console import say
 
     settings = TrainSettings(**_given(options))

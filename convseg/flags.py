@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dataengine import __version__
-from dataengine.flags import Parser
+from dataengine.flags import Parser, looks
 
 DESCRIPTION = "The segmentation model that DataEngine's exports train and measure."
 EXAMPLES = {
@@ -46,12 +46,12 @@ class FlagParser(Parser):
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    top = FlagParser("convseg", **_looks("", DESCRIPTION))
+    top = FlagParser("convseg", **looks(DESCRIPTION, EXAMPLES[""]))
     top.add_argument("--version", action="version", version=f"convseg {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, argument_default=argparse.SUPPRESS, **_looks(name, text))
+        return commands.add_parser(name, help=text, argument_default=argparse.SUPPRESS, **looks(text, EXAMPLES[name]))
 
     _train_flags(command("train", "Train on a dataset.jsonl."))
     _eval_flags(command("eval", "Score a trained model on an items.json or a Hugging Face dataset."))
@@ -63,17 +63,6 @@ def parser() -> argparse.ArgumentParser:
     scenes.add_argument("--count", type=int, default=200, metavar="N", help="scenes (200)")
     scenes.add_argument("--seed", type=int, default=0, metavar="N", help="other numbers draw other scenes (0)")
     return top
-
-
-def _looks(name: str, text: str) -> dict[str, Any]:
-    from rich_argparse import RawDescriptionRichHelpFormatter
-
-    return {
-        "description": text,
-        "epilog": EXAMPLES[name],
-        "formatter_class": RawDescriptionRichHelpFormatter,
-        "allow_abbrev": False,
-    }
 
 
 def _train_flags(train: argparse.ArgumentParser) -> None:

@@ -98,7 +98,6 @@ def write_tiny_qwen(folder: Path, texts: Iterable[str] = (), *, width: int = 64,
     """
     import torch
     from transformers import (
-        Qwen2_5_VLConfig,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2_5_VLProcessor,
         Qwen2VLImageProcessor,
@@ -106,6 +105,27 @@ def write_tiny_qwen(folder: Path, texts: Iterable[str] = (), *, width: int = 64,
     )
 
     tokenizer = _tokenizer([SYSTEM, "system user\n", *texts])
+    config = _qwen_config(tokenizer, width)
+    torch.manual_seed(seed)
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)
+    # Trained models tell words apart; in one of random weights, words of usual size drown in what is beside them.
+    model.model.language_model.embed_tokens.weight.data.mul_(WORDS)
+    with quiet():
+        model.save_pretrained(folder)
+    processor_class: Any = Qwen2_5_VLProcessor
+    processor = processor_class(
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _qwen_config(tokenizer: Any, width: int) -> Any:
+    from transformers import Qwen2_5_VLConfig
+
     token = tokenizer.convert_tokens_to_ids
     heads = 4
     third = width // heads // 2
@@ -136,7 +156,7 @@ def write_tiny_qwen(folder: Path, texts: Iterable[str] = (), *, width: int = 64,
         "out_hidden_size": width,
         "fullatt_block_indexes": [1],
     }
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
         image_token_id=token("<|image_pad|>"),
@@ -145,21 +165,6 @@ def write_tiny_qwen(folder: Path, texts: Iterable[str] = (), *, width: int = 64,
         vision_end_token_id=token("<|vision_end|>"),
         tie_word_embeddings=True,
     )
-    torch.manual_seed(seed)
-    model: Any = Qwen2_5_VLForConditionalGeneration(config)
-    # Trained models tell words apart; in one of random weights, words of usual size drown in what is beside them.
-    model.model.language_model.embed_tokens.weight.data.mul_(WORDS)
-    with quiet():
-        model.save_pretrained(folder)
-    processor_class: Any = Qwen2_5_VLProcessor
-    processor = processor_class(
-        image_processor=Qwen2VLImageProcessor(),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
-        chat_template=CHAT_TEMPLATE,
-    )
-    processor.save_pretrained(folder)
-    return folder
 
 
 def _tokenizer(texts: Iterable[str]) -> Any:

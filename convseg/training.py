@@ -1,7 +1,4 @@
-"""Training: SAM 2's mask decoder and the language adapter learn from pairs of a prompt and a mask.
-
-Settings whose default is not explained here are those published with the model (arXiv 2602.13195).
-"""
+"""Training: SAM 2's mask decoder and the language adapter learn from pairs of a prompt and a mask."""
 
 from __future__ import annotations
 
@@ -10,14 +7,12 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from convseg.adapter import PICTURE_SIDE, QWEN
 from convseg.batches import Batch, FeatureCache, Order, Shaping, batches
 from convseg.checkpoints import (
     FINAL,
@@ -41,82 +36,14 @@ from convseg.losses import MaskLoss, mask_loss
 from convseg.metrics import Metrics, iou, metrics
 from convseg.network import ImageMaps
 from convseg.panels import stacked
+from convseg.settings import RECIPE, TrainSettings, learning_rate
 from dataengine.errors import TrainingError, UsageError
 from dataengine.packing import png
 from dataengine.run_folder import make_folder, write_whole
 
 VALIDATION_SHARE = 0.01  # of the photos
 CLIP = 1.0  # norm of the gradient
-WARMUP_SHARE = 0.03  # of the updates
 LATEST = "latest"  # of --resume
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What `train.py` is told. Field names are the flags' names."""
-
-    data_dir: Path
-    dataset_jsonl: str = "dataset.jsonl"
-    model_cfg: str = "sam2_hiera_s.yaml"
-    checkpoint: str = "sam2_hiera_small.pt"
-    plm_model_name: str = QWEN
-    plm_image_side: int = PICTURE_SIDE
-    device: str = "auto"
-    precision: str = "auto"
-    steps: int = 3000
-    batch_size: int = 4
-    acc: int = 4
-    lr: float = 1e-4
-    min_lr: float = 1e-6
-    warmup_updates: int = -1
-    wd: float = 1e-4
-    lora_r: int = 16
-    lora_alpha: int = 32
-    max_dim: int = 0
-    er_k: int = 5
-    er_it: int = 1
-    augment: bool = False
-    train_encoder: bool = False
-    num_samples: int | None = None
-    seed: int = 1337
-    workers: int = 4
-    cache_features: Path | None = None
-    skip_bad: bool = False
-    out: Path = Path("ckpts")
-    name: str = "fine_tuned_sam2_batched"
-    log_every: int = 20
-    save_every: int = 1000
-    keep: int = 0
-    plm_save: str = "all"
-    val_every: int = 200
-    val_count: int = 6
-    val_dir: Path | None = None
-    resume: str | None = None
-    resume_sam_path: Path | None = None
-    resume_plm_path: Path | None = None
-    resume_lora_path: Path | None = None
-
-    @property
-    def updates(self) -> int:
-        """How often the weights change."""
-        return math.ceil(self.steps / self.acc)
-
-    @property
-    def warmup(self) -> int:
-        """Updates until the learning rate is at its height."""
-        return self.warmup_updates if self.warmup_updates >= 0 else int(WARMUP_SHARE * self.updates)
-
-    @property
-    def panels(self) -> Path:
-        """Where pictures of the validation go."""
-        return self.val_dir or self.out / "val"
-
-
-# What the losses follow from: a run can only go on with the same.
-RECIPE = (
-    "steps", "batch_size", "acc", "lr", "min_lr", "warmup_updates", "wd", "lora_r", "lora_alpha", "max_dim", "er_k",
-    "er_it", "augment", "train_encoder", "seed", "plm_image_side",
-)  # fmt: skip
 
 
 class Reporter(Protocol):
@@ -277,14 +204,6 @@ def _told(
     if settings.cache_features and (settings.augment or settings.train_encoder):
         why = "photos are changed at random" if settings.augment else "the encoder is trained"
         yield f"--cache_features: not used, since {why}"
-
-
-def learning_rate(update: int, settings: TrainSettings) -> float:
-    """The rate of an update, the first of which is 0: a straight way up, then a half cosine down to `min_lr`."""
-    if update < settings.warmup:
-        return settings.lr * (update + 1) / (settings.warmup + 1)
-    done = (update - settings.warmup) / max(1, settings.updates - settings.warmup)
-    return settings.min_lr + (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * min(1.0, done))) / 2
 
 
 class Trainer:

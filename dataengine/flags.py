@@ -30,22 +30,25 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, one_line(f"error: {message}. See: {self.prog} --help") + "\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; settings that are not given are absent from its result."""
+def looks(text: str, example: str) -> dict[str, Any]:
+    """What a parser is built with, so that its help reads well."""
     from rich_argparse import RawDescriptionRichHelpFormatter
 
-    def looks(name: str, text: str) -> dict[str, Any]:
-        return {
-            "description": text,
-            "epilog": EXAMPLES[name],
-            "formatter_class": RawDescriptionRichHelpFormatter,
-            "allow_abbrev": False,
-        }
+    return {
+        "description": text,
+        "epilog": example,
+        "formatter_class": RawDescriptionRichHelpFormatter,
+        "allow_abbrev": False,
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; settings that are not given are absent from its result."""
 
     def command(name: str, text: str, default: str | None = None) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, argument_default=default, **looks(name, text))
+        return commands.add_parser(name, help=text, argument_default=default, **looks(text, EXAMPLES[name]))
 
-    top = Parser("dataengine", **looks("", DESCRIPTION))
+    top = Parser("dataengine", **looks(DESCRIPTION, EXAMPLES[""]))
     top.add_argument("--version", action="version", version=f"dataengine {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run_flags(command("run", "Make a run folder for every photo.", argparse.SUPPRESS))

@@ -17,7 +17,8 @@ import torch
 from convseg import training
 from convseg.checkpoints import steps_saved, trained_model
 from convseg.metrics import Metrics
-from convseg.training import TrainSettings, learning_rate, train
+from convseg.settings import TrainSettings, learning_rate
+from convseg.training import train
 from dataengine.errors import OutputError, TrainingError, UsageError
 from tests.convseg.conftest import PICTURE_SIDE
 from tests.photos import opened
