@@ -22,10 +22,12 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1320px; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .9rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
+h1 { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 .quiet { color: var(--quiet); }
-.told td { text-align: left; overflow-wrap: anywhere; }
+.told td:last-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)); gap: 1rem; }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 8px; overflow: hidden; }
 figure img { display: block; max-width: 100%; margin: 0 auto; }

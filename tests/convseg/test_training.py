@@ -354,7 +354,8 @@ def test_two_processes_learn_what_one_with_their_samples_does(settings: TrainSet
     run("one", 4)
     states = [torch.load(tmp_path / out / "run_final.torch", weights_only=True)["model"] for out in ("one", "two")]
     for key in states[0]:
-        torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=1e-4)
+        if not key.endswith("k_proj.bias"):  # whose gradient is rounding alone, which Adam makes as large as any
+            torch.testing.assert_close(states[0][key], states[1][key], rtol=0, atol=1e-4, msg=key)
     before = torch.load(tmp_path / "one" / "run_4.torch", weights_only=True)["model"]
     moved = max((states[0][key] - before[key]).abs().max().item() for key in before if before[key].is_floating_point())
     assert moved > 2e-3
