@@ -207,21 +207,23 @@ def _tiny(folder: Path) -> tuple[Path, Path]:
     return write_tiny_sam2(folder / "sam2"), write_tiny_qwen(folder / "qwen", every_text())
 
 
+TEXT = {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
+        "num_key_value_heads": 2, "vocab_size": 151936}  # fmt: skip
+VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
+          "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
+
+
 def _full(folder: Path) -> tuple[Path, Path]:
     """SAM 2 large, and a Qwen2.5-VL of the 3B model's sizes with the tiny one's tokenizer."""
     from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Sam2Model
 
     _, small = _tiny(folder)
     Sam2Model(sam2_config(FULL)).save_pretrained(folder / "sam2_large")
-    config = Qwen2_5_VLConfig.from_pretrained(small)
-    text = {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-            "num_key_value_heads": 2, "vocab_size": 151936}  # fmt: skip
-    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
-              "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
-    for part, sizes in ((config.text_config, text), (config.vision_config, vision)):
-        for name, value in sizes.items():
-            setattr(part, name, value)
-    config.text_config.rope_parameters["mrope_section"] = [16, 24, 24]
+    told = Qwen2_5_VLConfig.from_pretrained(small).to_dict()
+    text, vision = {**told.pop("text_config"), **TEXT}, {**told.pop("vision_config"), **VISION}
+    text.pop("layer_types", None)  # one for each of the tiny model's layers
+    text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": [16, 24, 24]}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **told)
     Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder / "qwen_3b")
     AutoProcessor.from_pretrained(small).save_pretrained(folder / "qwen_3b")
     return folder / "sam2_large", folder / "qwen_3b"
