@@ -7,7 +7,7 @@ import hashlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from dataengine.images import RgbArray
 MAPS = tuple(f.name for f in fields(ImageMaps))
 AHEAD = 2  # batches that each worker makes ahead
 WRITES_AHEAD = 8
+GRACE = 20  # seconds
 
 
 class Order:
@@ -294,7 +295,7 @@ def batches(
     cache: FeatureCache | None,
     workers: int,
     pin: bool,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches of `steps`, made in `workers` processes (0: in this one).
 
     Args:
@@ -319,20 +320,24 @@ def batches(
 
 
 def leave_signals(_: int) -> None:
-    """A worker's part when its whole group is told to stop: it works on, and ends with the process that started it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """A worker's part when its whole group is told to stop: it works on while the process that started it ends its step
+    and saves, but no longer than `GRACE` seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
-def read_by(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a loader gives.
+def read_by(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+    """What a loader gives; its workers end with it, however it ends.
 
     Raises:
         ImageError: a file cannot be read, by one line without a worker's traceback.
     """
+    given = iter(loader)
     try:
-        yield from loader
+        yield from given
     except ImageError as error:
         last = error.message.strip().splitlines()[-1]
         told = last.partition("ImageError: ")[2] or last
         raise ImageError(told, hint=error.hint, reason=error.reason) from None
+    finally:
+        getattr(given, "_shutdown_workers", lambda: None)()  # not left to whoever still holds the error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -284,6 +285,11 @@ class Trainer:
             workers=settings.workers,
             pin=team.on_gpu,
         )
+        with contextlib.closing(made):
+            return self._each(shared, made)
+
+    def _each(self, shared: torch.nn.Module, made: Iterator[Batch]) -> int:
+        settings, team = self.settings, self.team
         self._set_clock()
         for batch in made:
             self.step += 1

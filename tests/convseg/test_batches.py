@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import multiprocessing
 import os
 import pickle
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from convseg.batches import FeatureCache, Order, Shaping, batches
+from convseg.batches import FeatureCache, Order, Shaping, batches, leave_signals
 from convseg.checkpoints import Model
 from convseg.data import Place, Sample, read_jsonl
 from convseg.network import ImageMaps
@@ -103,7 +106,26 @@ def test_a_photo_that_is_gone_is_one_line(workers: int, model: Model, scenes: Pa
         image.unlink()
     with pytest.raises(ImageError) as caught:
         made(model, tmp_path / "scenes", range(1, 3), workers=workers)
+    assert multiprocessing.active_children() == []  # or the process would wait for them at its end
     assert re.fullmatch(r"/.*/scene_\d+\.png: no such file.*", str(caught.value))
+
+
+def test_a_worker_that_is_told_to_stop_has_some_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convseg.batches.GRACE", 1)
+    worker = multiprocessing.get_context("fork").Process(target=worker_of_a_second)
+    worker.start()
+    time.sleep(0.3)
+    os.kill(worker.pid or 0, signal.SIGINT)
+    worker.terminate()
+    worker.join(0.3)
+    assert worker.is_alive()
+    worker.join(20)
+    assert worker.exitcode == -signal.SIGALRM
+
+
+def worker_of_a_second() -> None:
+    leave_signals(0)
+    time.sleep(30)
 
 
 # The cache of features.
