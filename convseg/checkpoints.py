@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from convseg.adapter import PICTURE_SIDE, QWEN, LanguageAdapter, PromptReader, load_adapter
+from convseg.batches import Shaping
 from convseg.network import ConvSeg
 from dataengine.errors import OutputError, UsageError, output_error
 from dataengine.journal import sync
@@ -89,6 +90,10 @@ class Model:
     def square(self) -> int:
         """Pixels of the square that a photo is brought into."""
         return self.build.max_dim or self.network.side
+
+    def shaping(self, erode: int = 0, times: int = 0, *, augment: bool = False) -> Shaping:
+        """How samples are brought to the network; masks and photos as they are, where nothing else is asked for."""
+        return Shaping(self.square, self.network.side, self.network.cells, erode, times, augment)
 
 
 def new_model(model_cfg: str, checkpoint: str, build: Build, *, dtype: torch.dtype, train_encoder: bool) -> Model:

@@ -233,7 +233,6 @@ def predict_command(options: argparse.Namespace) -> int:
     import numpy as np
     import torch
 
-    from convseg.batches import Shaping
     from convseg.data import Place, read_rgb
     from convseg.distributed import computing_in, memory_told
     from convseg.evaluation import masks_of
@@ -249,10 +248,9 @@ def predict_command(options: argparse.Namespace) -> int:
     rgb = read_rgb(given["image"])
     model, device, dtype = _model(given)
     place = Place.of(rgb.shape[0], rgb.shape[1], model.square)
-    shaping = Shaping(model.square, model.network.side, model.network.cells, 0, 0, augment=False)
     picture = model.reader.picture(rgb)
     inputs = [model.reader([picture], [prompt]) for prompt in prompts]
-    pixels: torch.Tensor = shaping.pixels(rgb, place).to(device)
+    pixels: torch.Tensor = model.shaping().pixels(rgb, place).to(device)
     out: Path = given.get("out_dir", Path("predictions"))
     with memory_told(device, "Use --precision bf16, or another --device"), computing_in(device, dtype):
         masks = list(masks_of(model.network, pixels, inputs, place, several=given.get("multimask", False)))

@@ -155,8 +155,7 @@ def predictions(
         at_once: prompts of a photo in one pass.
     """
     network = model.network
-    shaping = Shaping(model.square, network.side, network.cells, 0, 0, augment=False)
-    photos = Photos(samples, model.reader, shaping, at_once)
+    photos = Photos(samples, model.reader, model.shaping(), at_once)
     loader: DataLoader[Photo] = DataLoader(
         photos, batch_size=None, num_workers=min(workers, len(photos)), worker_init_fn=leave_signals
     )

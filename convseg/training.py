@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from convseg.batches import Batch, FeatureCache, Order, Shaping, batches
+from convseg.batches import Batch, FeatureCache, Order, batches
 from convseg.checkpoints import (
     FINAL,
     Build,
@@ -91,6 +91,7 @@ def _train(settings: TrainSettings, reporter: Reporter, team: Team) -> int:
     dtype = number_type(team.device, settings.precision)
     if dtype == torch.float16:
         raise UsageError("--precision float16: gradients are lost in it", hint="Train in bfloat16 or float32")
+    earlier = _step_to_resume(settings)
     samples = _samples(settings, reporter, team)
     make_folder(settings.out)
     torch.manual_seed(settings.seed)
@@ -110,7 +111,7 @@ def _train(settings: TrainSettings, reporter: Reporter, team: Team) -> int:
         train_encoder=settings.train_encoder,
     )
     recipe = _recipe(settings, model, data_digest(samples), team, dtype)
-    state = _earlier(settings, model, recipe)
+    state = None if earlier is None else _resumed(settings, model, recipe, earlier)
     if not state:
         _warm_start(settings, model)
     trained, held = split_by_image(samples, VALIDATION_SHARE, settings.seed)
@@ -145,8 +146,8 @@ def _warm_start(settings: TrainSettings, model: Model) -> None:
         load_lora(model.network.adapter, str(settings.resume_lora_path), "--resume-lora-path")
 
 
-def _earlier(settings: TrainSettings, model: Model, recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The state that training goes on from, its weights loaded; None where it begins anew."""
+def _step_to_resume(settings: TrainSettings) -> int | None:
+    """The saved step that training goes on from; None where it begins anew, in a folder without checkpoints."""
     saved = steps_saved(settings.out, settings.name)
     if settings.resume is None:
         if has_checkpoints(settings.out):
@@ -161,6 +162,11 @@ def _earlier(settings: TrainSettings, model: Model, recipe: Mapping[str, Any]) -
         there = ", ".join(map(str, saved)) or "none"
         what = f"--resume: no such checkpoint of {settings.name} in {settings.out}"
         raise UsageError(what, hint=f"Steps there: {there}")
+    return step
+
+
+def _resumed(settings: TrainSettings, model: Model, recipe: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The state of a saved step, its weights loaded."""
     state = read_training_state(settings.out, settings.name, step)
     for name, value in recipe.items():
         if state["recipe"].get(name) != value:
@@ -236,9 +242,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.wd)
         self.step = self.update = 0
         self.cache = self._cache()
-        self.shaping = Shaping(
-            model.square, self.network.side, self.network.cells, settings.er_k, settings.er_it, settings.augment
-        )
+        self.shaping = model.shaping(settings.er_k, settings.er_it, augment=settings.augment)
 
     def _cache(self) -> FeatureCache | None:
         settings = self.settings
