@@ -13,6 +13,7 @@ from dataengine.errors import DataEngineError, one_line
 from dataengine.flags import parser
 
 if TYPE_CHECKING:
+    from dataengine.report import Written
     from dataengine.settings import Settings
 
 
@@ -135,6 +136,7 @@ def export_command(options: argparse.Namespace) -> int:
         mode=options.mode,
         path_mode=options.path_mode,
         include_negatives=options.include_negatives,
+        reviews=options.reviews,
     )
     print_export(manifest)
     return 0
@@ -146,6 +148,7 @@ def demo_command(options: argparse.Namespace) -> int:
     from dataengine.demo import write_photos
     from dataengine.exporters import exporter
     from dataengine.output_folder import prepare_output
+    from dataengine.report import write_report
     from dataengine.run_folder import example_pictures
     from dataengine.settings import load_settings
 
@@ -155,6 +158,7 @@ def demo_command(options: argparse.Namespace) -> int:
     if code >= 128:
         return code
     print_export(exporter("convseg")(root / "runs", root / "export"))
+    _print_report(write_report(root / "runs", root / "report.html"))
     pictures = example_pictures(root / "runs")
     for picture in pictures:
         say(f"Look at {quoted(picture)}")
@@ -186,6 +190,58 @@ def status_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def stats_command(options: argparse.Namespace) -> int:
+    """`dataengine stats`."""
+    from dataengine.console import say
+    from dataengine.stats import figures_of, print_figures
+
+    found = figures_of(options.runs)
+    if options.json:
+        say(found.model_dump_json())
+    else:
+        print_figures(found)
+    return 0
+
+
+def agreement_command(options: argparse.Namespace) -> int:
+    """`dataengine agreement`."""
+    from dataengine.console import say
+    from dataengine.stats import figures_of, print_agreement
+
+    found = figures_of(options.runs).agreement
+    if options.json:
+        say(found.model_dump_json() if found else "null")
+    elif found:
+        print_agreement(found)
+    else:
+        say("Nobody has judged a prompt")
+        _next(f"dataengine review {quoted(options.runs)} --sample 200")
+    return 0
+
+
+def report_command(options: argparse.Namespace) -> int:
+    """`dataengine report`."""
+    from dataengine.report import write_report
+
+    _print_report(write_report(options.runs, options.out or options.runs / "report.html"))
+    return 0
+
+
+def _print_report(written: Written) -> None:
+    from dataengine.console import say
+
+    pictures = f", its pictures in {quoted(written.folder)}" if written.folder else ""
+    say(f"Report: {quoted(written.page)} ({written.bytes / 1e6:.1f} MB){pictures}")
+
+
+def review_command(options: argparse.Namespace) -> int:
+    """`dataengine review`."""
+    from dataengine.review import serve
+
+    serve(options)
+    return 0
+
+
 def doctor_command(options: argparse.Namespace) -> int:
     """`dataengine doctor`."""
     from dataengine.doctor import as_typed, doctor
@@ -201,6 +257,10 @@ COMMANDS = {
     "demo": demo_command,
     "show": show_command,
     "status": status_command,
+    "report": report_command,
+    "stats": stats_command,
+    "review": review_command,
+    "agreement": agreement_command,
     "retry": retry_command,
     "doctor": doctor_command,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,10 @@ EXAMPLES = {
     "retry": "example:\n  dataengine retry runs\n  dataengine retry runs --reason blocked --safety none",
     "show": "example:\n  dataengine show runs/out_region_refine_truck",
     "status": "example:\n  dataengine status runs\n  dataengine status runs --json",
+    "report": "example:\n  dataengine report runs --out report.html",
+    "stats": "example:\n  dataengine stats runs\n  dataengine stats export --json",
+    "review": "example:\n  dataengine review runs\n  dataengine review runs --sample 200 --blind --reviewer ana",
+    "agreement": "example:\n  dataengine agreement runs",
     "doctor": "example:\n  dataengine doctor --checkpoint sam2.1_hiera_large.pt\n  dataengine doctor --preset offline",
 }
 
@@ -53,18 +58,42 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run_flags(command("run", "Make a run folder for every photo.", argparse.SUPPRESS))
     _export_flags(command("export", "Export run folders for train.py and eval.py."))
-    demo = command("demo", "Run the whole engine offline on five photos and export the result.")
+    demo = command("demo", "Run the whole engine offline on five photos, export the result and write its report.")
     demo.add_argument("--output_dir", "-o", type=Path, default=Path("dataengine_demo"), help="default: %(default)s")
     show = command("show", "Print one image's regions, prompts, verdicts and reasons.")
     show.add_argument("run_folder", type=Path, help="a folder out_region_refine_…")
     status = command("status", "Count an output folder's images: done, failed, waiting; and what they have cost.")
     status.add_argument("output_dir", type=Path, help="the --output_dir of a run")
     status.add_argument("--json", action="store_true", help="one line of JSON, for scripts")
+    _looking_commands(command)
     again = "Try images again that failed, blocked ones too, with the settings of the last run."
     _retry_flags(command("retry", again, argparse.SUPPRESS))
     works = "Say what works on this machine, what does not, and how to mend it."
     _doctor_flags(command("doctor", works, argparse.SUPPRESS))
     return top
+
+
+def _looking_commands(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """The commands that look at run folders and judge them."""
+    runs = "a run folder, or a folder of them"
+    report = command("report", "Write a page that shows what was made: figures, plots, every image and prompt.")
+    report.add_argument("runs", type=Path, help=runs)
+    report.add_argument("--out", type=Path, metavar="FILE.html", help="default: report.html in RUNS")
+    stats = command("stats", "Print the figures of run folders or of an export.")
+    stats.add_argument("runs", type=Path, help="a run folder, a folder of them, or an export")
+    stats.add_argument("--json", action="store_true", help="one line of JSON, for scripts")
+    review = command("review", "Serve a page for judging prompts by hand, one by one, by keys.")
+    review.add_argument("runs", type=Path, help=runs)
+    review.add_argument("--reviewer", metavar="NAME", help="who judges (your user name)")
+    review.add_argument("--sample", type=int, metavar="N", help="only N prompts, of all concepts and verdicts")
+    review.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample (%(default)s)")
+    review.add_argument("--blind", action="store_true", help="hide the engine's verdicts and other reviewers'")
+    review.add_argument("--port", type=int, default=8765, metavar="N", help="0 for any free one (%(default)s)")
+    review.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to be reached at (%(default)s)")
+    review.add_argument("--open", action="store_true", help="open the page in a browser")
+    agreement = command("agreement", "Say how far people's verdicts agree with the engine's and with one another.")
+    agreement.add_argument("runs", type=Path, help=runs)
+    agreement.add_argument("--json", action="store_true", help="one line of JSON, for scripts")
 
 
 def _run_flags(run: argparse.ArgumentParser) -> None:
@@ -217,3 +246,5 @@ def _export_flags(export: argparse.ArgumentParser) -> None:
     )
     export.add_argument("--format", default="convseg", metavar="NAME", help="default: %(default)s")
     export.add_argument("--include_negatives", action="store_true", help="add negatives, with an all-black mask")
+    reviews = "people's decisions: apply, ignore, or only what people accepted (%(default)s)"
+    export.add_argument("--reviews", choices=("apply", "ignore", "only"), default="apply", help=reviews)

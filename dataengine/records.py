@@ -41,6 +41,8 @@ Choice = Literal["initial", "refined", "neither"]
 Verdict = Literal["ACCEPT", "REJECT"]
 ExportMode = Literal["train", "eval", "both"]
 PathMode = Literal["relative", "absolute"]
+ReviewMode = Literal["apply", "ignore", "only"]
+Action = Literal["accept", "reject", "edit", "regions", "undo"]
 Strategy = Literal["object_level_neighbor", "concept_level_neighbor"]
 Xyxy = tuple[float, float, float, float]
 InclusiveXyxy = tuple[int, int, int, int]
@@ -280,6 +282,139 @@ class Failure(Record):
     message: Annotated[str, Field(description="what, where, and what to do next, on one line")]
 
 
+class Judged(Record):
+    """A prompt as a person has left it."""
+
+    verdict: Annotated[Verdict | None, Field(description="null where the person has not judged it")]
+    prompt: str
+    satisfying: Annotated[list[int], Field(description="indices into accepted.json; empty for a negative")]
+
+
+class Decision(Record):
+    """A line of `reviews.jsonl`: what a person decided of one prompt."""
+
+    id: Annotated[str, Field(description="of this decision, chosen by the page: sent twice, it is written once")]
+    at: Annotated[str, Field(description="when, UTC, ISO 8601")]
+    reviewer: Annotated[str, Field(description="who")]
+    blind: Annotated[bool, Field(description="whether the engine's verdict was hidden")]
+    concept: Concept
+    negative: Annotated[bool, Field(description="whether it is an entry of `negatives/<concept>.json`")]
+    index: Annotated[int, Field(description="of the prompt in its concept")]
+    basis: Annotated[str, Field(description="digest of the engine's prompt and regions; where they change it lapses")]
+    engine: Annotated[Verdict, Field(description="the engine's verdict")]
+    action: Action
+    undoes: Annotated[str | None, Field(description="the decision taken back, where the action is `undo`")]
+    before: Annotated[Judged, Field(description="as this reviewer found it")]
+    after: Judged
+
+
+# Figures of run folders and of an export.
+
+
+class Share(Record):
+    """How many were accepted, and how many rejected."""
+
+    accepted: int = 0
+    rejected: int = 0
+
+
+class Spread(Record):
+    """How a quantity is distributed; the numbers are null where there is nothing to count."""
+
+    count: int
+    least: float | None
+    median: float | None
+    mean: float | None
+    greatest: float | None
+    edges: Annotated[list[float], Field(description="of the bins, lowest first; the last bin is open above")]
+    counts: Annotated[list[int], Field(description="in each bin from an edge to below the next")]
+
+
+class StageFigures(Record):
+    """Work and cost of a stage, over all images."""
+
+    steps: Annotated[int, Field(description="questions or computations, each of which may have taken several calls")]
+    seconds: Annotated[float, Field(description="summed over steps that may have run side by side")]
+    usage: Usage
+
+
+class Concern(Record):
+    """Something that a user should look at."""
+
+    kind: Annotated[str, Field(description="a short stable name")]
+    count: int
+    told: Annotated[str, Field(description="what it is, in words")]
+    examples: list[str]
+
+
+class Rate(Record):
+    """A share with its Wilson interval; null where nothing was counted."""
+
+    hits: int
+    of: int
+    value: float | None
+    low: Annotated[float | None, Field(description="of the 95 % interval")]
+    high: float | None
+
+
+class ConceptAgreement(Record):
+    """What people's verdicts say of the engine's, for a concept. A pair a person had to correct counts as refused."""
+
+    reviewed: Annotated[int, Field(description="prompts that a person judged")]
+    corrected: Annotated[int, Field(description="accepted by a person with another text or other regions")]
+    precision: Annotated[Rate, Field(description="of those the engine accepted, the share a person accepts")]
+    recall: Annotated[Rate, Field(description="of those a person accepts, the share the engine accepted")]
+
+
+class ReviewerPair(Record):
+    """Two reviewers' verdicts on the prompts that both have judged."""
+
+    first: str
+    second: str
+    prompts: int
+    agreed: Annotated[float, Field(description="share of equal verdicts")]
+    kappa: Annotated[float | None, Field(description="Cohen's; null where chance alone explains all")]
+
+
+class Agreement(Record):
+    """What people's verdicts say of the engine's."""
+
+    concepts: Annotated[dict[str, ConceptAgreement], Field(description="by concept, and `negatives`")]
+    all: Annotated[ConceptAgreement, Field(description="all prompts that are no negatives")]
+    reviewers: Annotated[dict[str, int], Field(description="prompts that each has judged, negatives too")]
+    pairs: list[ReviewerPair]
+    reviewed_share: Annotated[
+        dict[str, float], Field(description="of the engine's accepted and of its rejected prompts, the share judged")
+    ]
+    usd_per_pair: Annotated[
+        float | None, Field(description="cost of all over accepted prompts times precision; null where unknown")
+    ]
+
+
+class Figures(Record):
+    """What run folders or an export hold, in numbers."""
+
+    images: int
+    described_regions: Annotated[int, Field(description="0 for an export")]
+    accepted_regions: Annotated[int, Field(description="0 for an export")]
+    prompts: Annotated[dict[str, Share], Field(description="by concept; negatives apart")]
+    families: Annotated[dict[str, dict[str, Share]], Field(description="by concept and concept family")]
+    negatives: Annotated[dict[str, Share], Field(description="by concept")]
+    rejected: Annotated[dict[str, int], Field(description="rejected prompts and negatives, by why")]
+    mask_area: Annotated[Spread, Field(description="share of the photo inside the mask, of accepted prompts")]
+    prompts_per_image: Annotated[Spread, Field(description="accepted")]
+    prompt_words: Annotated[Spread, Field(description="words of accepted prompts, negatives too")]
+    stages: Annotated[dict[str, StageFigures], Field(description="empty for an export")]
+    unreadable: Annotated[dict[str, int], Field(description="entries and files that cannot be read, by reason")]
+    concerns: list[Concern]
+    agreement: Annotated[Agreement | None, Field(description="null where nobody has judged a prompt")]
+
+    @property
+    def cost(self) -> Usage:
+        """Of all stages."""
+        return sum((stage.usage for stage in self.stages.values()), Usage())
+
+
 # Files of an export.
 
 
@@ -336,9 +471,12 @@ class ExportManifest(Record):
     mode: ExportMode
     path_mode: PathMode
     include_negatives: bool
+    reviews: Annotated[ReviewMode, Field(description="whether people's decisions were applied")] = "apply"
     concepts: list[str]
     discovered_run_dirs: list[str]
     counts: ExportCounts
     skipped_reason_counts: dict[str, int]
+    review_counts: Annotated[dict[str, int], Field(description="prompts by what a person's word did to them")] = {}
+    figures: Annotated[Figures | None, Field(description="null while an export is under way")] = None
     per_run: list[ExportedRun]
     written_files: Annotated[list[str], Field(description="relative to out_dir")]

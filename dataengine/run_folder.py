@@ -56,6 +56,7 @@ SUMMARY = "summary.json"
 NEGATIVES = "negatives"
 RUN = "run.json"
 JOURNAL = "journal.jsonl"
+REVIEWS = "reviews.jsonl"
 
 
 class RunFolder:

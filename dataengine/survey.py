@@ -86,6 +86,7 @@ class Step(NamedTuple):
     name: str
     usage: Usage
     done: bool
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def journal_steps(folder: Path) -> Iterator[Step]:
                 try:
                     head, result, _ = line.partition(b',"result":')  # which a journal writes last, and is most of it
                     entry = from_json(head + b"}" if result else line)
-                    yield Step(str(entry["step"]), Usage.model_validate(entry["usage"]), "failed" not in entry)
+                    usage, done = Usage.model_validate(entry["usage"]), "failed" not in entry
+                    yield Step(str(entry["step"]), usage, done, float(entry.get("seconds", 0)))
                 except (ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
                     continue
     except OSError:

@@ -141,7 +141,7 @@ def test_a_line_that_is_cut_off_in_its_result_is_not_done(tmp_path: Path) -> Non
     line = {"step": "verify/000", "key": "k", "seconds": 1.0, "usage": PAID.model_dump(), "result": {"reason": "it"}}
     text = json.dumps(line, separators=(",", ":"))
     (folder / "journal.jsonl").write_text(f"{text}\n{text[:-5]}")
-    assert list(journal_steps(folder)) == [("verify/000", PAID, True)]
+    assert list(journal_steps(folder)) == [("verify/000", PAID, True, 1.0)]
 
 
 def test_what_is_not_ours_is_not_counted(tmp_path: Path) -> None:

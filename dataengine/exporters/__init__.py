@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from dataengine.errors import UsageError
-from dataengine.records import ExportManifest, ExportMode, PathMode
+from dataengine.records import ExportManifest, ExportMode, PathMode, ReviewMode
 
 FORMATS = {
     "convseg": "dataengine.exporters.convseg:export",
@@ -25,11 +25,13 @@ class Exporter(Protocol):
         mode: ExportMode = "both",
         path_mode: PathMode = "relative",
         include_negatives: bool = False,
+        reviews: ReviewMode = "apply",
         workers: int | None = None,
     ) -> ExportManifest:
         """Export the runs of `runs_root` into `out_dir`; returns the manifest that was written.
 
-        `workers` processes share the run folders; None: as many as are worth it.
+        People's decisions on prompts are applied, ignored, or needed for each. `workers` processes share the run
+        folders; None: as many as are worth it.
         """
         ...
 

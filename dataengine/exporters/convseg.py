@@ -1,4 +1,4 @@
-"""The data set of `train.py` and `eval.py`: images, masks, `dataset.jsonl`, `items.json` and a manifest.
+"""The data set of `train.py` and `eval.py`: images, masks, `dataset.jsonl`, `items.json`, a card and a manifest.
 
 An export is cut off or complete, and says which: the manifest is written first with `complete` false and last
 with `complete` true. Exporting again replaces what is still exported and removes what no longer is; what has not
@@ -16,12 +16,15 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel
 
+from dataengine.agreement import JudgedPrompt, agreement
+from dataengine.card import CARD, write_card
 from dataengine.errors import UsageError, output_error
 from dataengine.exporters.lists import EVAL_FILE, TRAIN_FILE, Lists
-from dataengine.exporters.runs import find_runs
 from dataengine.exporters.staging import IMAGES, MASKS, image_stems, is_plain_name, mask_path, run_text, stage
 from dataengine.exporters.state import STATE_FILE, Staged, StagedSample, State
 from dataengine.exporters.workers import Workers, processors
+from dataengine.figures import Counting, ImageSeen, PromptSeen
+from dataengine.finished import find_runs
 from dataengine.images import EXPORT_MANIFEST
 from dataengine.records import (
     CONCEPTS,
@@ -31,8 +34,11 @@ from dataengine.records import (
     ExportManifest,
     ExportMode,
     PathMode,
+    ReviewMode,
+    Share,
 )
 from dataengine.run_folder import path_text, write_whole
+from dataengine.survey import Tally
 
 TEMPORARY = ".*.tmp"  # what a killed process may leave of the first file it wrote
 PATIENCE = 2.0  # seconds of work before worker processes, which need about one to start, are worth it
@@ -45,6 +51,7 @@ def export(
     mode: ExportMode = "both",
     path_mode: PathMode = "relative",
     include_negatives: bool = False,
+    reviews: ReviewMode = "apply",
     workers: int | None = None,
 ) -> ExportManifest:
     """Export the accepted prompts of finished run folders, each with an image and a mask of one size.
@@ -58,6 +65,7 @@ def export(
         mode: which lists to write: `dataset.jsonl`, `items.json` or both.
         path_mode: paths in these lists relative to `out_dir`, or absolute.
         include_negatives: add accepted prompts of `negatives/<concept>.json`, with all-black masks.
+        reviews: a person's word wins over the engine's (`apply`), is not read (`ignore`), or is needed (`only`).
         workers: processes to share the run folders: 1 for this one alone, None for one a processor where there is more
             than a little to do. A script must guard its own work with `if __name__ == "__main__":`, unless it says 1.
 
@@ -66,7 +74,7 @@ def export(
         OutputError: the export cannot be written.
         DataEngineError: a worker process was killed.
     """
-    folders = find_runs(runs_root)
+    folders = find_runs(runs_root, "--runs_root")
     out = _absolute(out_dir)
     earlier = _earlier_export(out, out_dir)
     manifest = ExportManifest(
@@ -76,6 +84,7 @@ def export(
         mode=mode,
         path_mode=path_mode,
         include_negatives=include_negatives,
+        reviews=reviews,
         concepts=list(CONCEPTS),
         discovered_run_dirs=[path_text(folder) for folder in folders],
         counts=ExportCounts(train_rows=0, eval_items=0, copied_images=0, written_masks=0),
@@ -94,13 +103,14 @@ def _export(
     with State(out) as state, Lists(out, manifest.mode) as lists:
         writer = _Writer(out, manifest, lists)
         with pool:
-            calls = _calls(folders, out, state, writer.images, negatives=manifest.include_negatives)
+            calls = _calls(folders, out, state, writer.images, manifest)
             for folder, line in zip(folders, pool.results(calls), strict=True):
                 writer.add(folder, Staged.model_validate_json(line))
                 state.add(line)
         lists.finish()
         state.finish()
     done = writer.manifest()
+    write_card(out, done, writer.makers)
     if earlier:
         _remove_stale(out, earlier, set(done.written_files))
     write_whole(out / EXPORT_MANIFEST, _json(done))
@@ -108,7 +118,7 @@ def _export(
 
 
 def _calls(
-    folders: list[Path], out: Path, state: State, taken: dict[str, str], *, negatives: bool
+    folders: list[Path], out: Path, state: State, taken: dict[str, str], manifest: ExportManifest
 ) -> Iterator[tuple[Callable[[], str], bool]]:
     """Staging each run folder, and whether it may be done by a worker.
 
@@ -116,7 +126,14 @@ def _calls(
     """
     shared = _shared_names(folders)
     for folder in folders:
-        call = partial(stage, folder, out, negatives=negatives, earlier=state.earlier(run_text(folder)))
+        call = partial(
+            stage,
+            folder,
+            out,
+            negatives=manifest.include_negatives,
+            reviews=manifest.reviews,
+            earlier=state.earlier(run_text(folder)),
+        )
         own_name = is_plain_name(folder.name) and not shared.intersection(_stems(folder))
         yield (call, True) if own_name else (partial(call, taken=taken), False)
 
@@ -142,10 +159,26 @@ class _Writer:
         self._masks: list[str] = []
         self._runs: list[ExportedRun] = []
         self._skipped: Counter[str] = Counter()
+        self._reviewed: Counter[str] = Counter()
+        self._counting = Counting()
+        self._judged: list[JudgedPrompt] = []
+        self._verdicts: dict[str, Share] = {}
+        self._refused: dict[str, Share] = {}
+        self._spent = Tally()
+        self.makers: Counter[str] = Counter()  # run folders with a sample, by how they were made
 
     def add(self, folder: Path, staged: Staged) -> None:
         """Add what came of a run folder."""
         self._skipped.update(staged.skipped)
+        self._reviewed.update(staged.reviewed)
+        self._judged.extend(staged.judged)
+        for told, more in ((self._verdicts, staged.verdicts), (self._refused, staged.refused)):
+            for concept, share in more.items():
+                before = told.get(concept, Share())
+                told[concept] = Share(
+                    accepted=before.accepted + share.accepted, rejected=before.rejected + share.rejected
+                )
+        self._spent.add(staged.usage)
         self._runs.append(
             ExportedRun(
                 run_dir=path_text(folder),
@@ -156,6 +189,8 @@ class _Writer:
         if staged.image is None:
             return
         self.images[staged.image.casefold()] = staged.image
+        self.makers[staged.maker] += 1
+        self._counting.add(ImageSeen(name=staged.run, prompts=list(map(_seen, staged.samples))))
         for sample in staged.samples:
             self._add_sample(f"{IMAGES}/{staged.image}", sample)
 
@@ -177,6 +212,7 @@ class _Writer:
         """The complete manifest."""
         names = self._lists.names
         images = [f"{IMAGES}/{name}" for name in self.images.values()]
+        agreed = agreement(self._judged, self._verdicts, self._refused, self._spent.usd)
         return self._manifest.model_copy(
             update={
                 "complete": True,
@@ -187,10 +223,24 @@ class _Writer:
                     written_masks=len(self._masks),
                 ),
                 "skipped_reason_counts": dict(sorted(self._skipped.items())),
+                "review_counts": dict(sorted(self._reviewed.items())),
+                "figures": self._counting.figures().model_copy(update={"agreement": agreed}),
                 "per_run": self._runs,
-                "written_files": [*images, *self._masks, *names, STATE_FILE, EXPORT_MANIFEST],
+                "written_files": [*images, *self._masks, *names, CARD, STATE_FILE, EXPORT_MANIFEST],
             }
         )
+
+
+def _seen(sample: StagedSample) -> PromptSeen:
+    """A sample, for counting."""
+    return PromptSeen(
+        concept=sample.concept,
+        family=sample.family,
+        negative=sample.negative,
+        accepted=True,
+        text=sample.prompt,
+        area=None if sample.negative else sample.area,
+    )
 
 
 # What an earlier export left.
@@ -247,4 +297,4 @@ def _absolute(path: Path) -> Path:
 
 
 def _json(record: BaseModel) -> bytes:
-    return record.model_dump_json(indent=2, exclude_none=True).encode() + b"\n"
+    return record.model_dump_json(indent=2).encode() + b"\n"

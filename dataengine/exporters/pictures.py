@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageStat
 from pydantic import BaseModel
 
-from dataengine.exporters.sources import Sources, inside, typed
+from dataengine.finished import SkipError
 from dataengine.run_folder import ORIGINAL, RUN
+from dataengine.sources import Sources, inside, typed
 
 Size = tuple[int, int]  # height, width
 
@@ -19,18 +20,6 @@ PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "CMYK", "YCbCr"})  # `convert("RG
 ORIENTATION = 0x0112  # EXIF tag
 SHAPE_TOLERANCE = 0.01  # of a mask's side; 1 px is always allowed, for rounding
 ALIKE = 4.0  # mean difference in grey levels of two decodings of one picture
-
-
-class SkipError(Exception):
-    """Something cannot be exported.
-
-    Args:
-        reason: a short stable name to count by.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, eq=False)

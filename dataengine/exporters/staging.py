@@ -8,12 +8,15 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
-from dataengine.exporters.bits import Bits
+from dataengine.agreement import judged_prompts
+from dataengine.bits import Bits
 from dataengine.exporters.runs import Sample, read_run
-from dataengine.exporters.sources import digest, unchanged
 from dataengine.exporters.state import Staged, StagedSample
+from dataengine.finished import Finished
 from dataengine.images import RUN_FOLDER_PREFIX
+from dataengine.records import CONCEPTS, ReviewMode, Share, Usage
 from dataengine.run_folder import path_text, write_whole
+from dataengine.sources import digest, unchanged
 
 IMAGES = "images"
 MASKS = "masks"
@@ -21,13 +24,22 @@ NAME_BYTES = 255  # the longest file name of common file systems
 SUFFIX_BYTES = 17  # the longest suffix of an image
 
 
-def stage(folder: Path, out: Path, *, negatives: bool, earlier: str | None, taken: Collection[str] = ()) -> str:
+def stage(
+    folder: Path,
+    out: Path,
+    *,
+    negatives: bool,
+    reviews: ReviewMode,
+    earlier: str | None,
+    taken: Collection[str] = (),
+) -> str:
     """Write a run folder's image and masks into an export, where they are not there already.
 
     Args:
         folder: the run folder.
         out: the export's folder.
         negatives: stage its negatives too.
+        reviews: how people's decisions are taken.
         earlier: what this function returned for the run folder before, if anything.
         taken: case-folded names of image files that are other runs'.
 
@@ -37,22 +49,30 @@ def stage(folder: Path, out: Path, *, negatives: bool, earlier: str | None, take
     Raises:
         OutputError: a file cannot be written.
     """
-    if earlier and _holds(earlier, folder, out, negatives, taken):
+    if earlier and _holds(earlier, folder, out, (negatives, reviews), taken):
         return earlier
-    run = read_run(folder, negatives=negatives)
+    run = read_run(folder, negatives=negatives, reviews=reviews)
     image = image_name(folder.name, run.image.suffix, taken) if run.image else None
     if run.image:
         _write(out / IMAGES / f"{image}", run.image.data)
     pngs: dict[Bits, tuple[bytes, str]] = {}  # prompts that mean the same have one mask
     samples = [_staged(out, folder.name, number, sample, pngs) for number, sample in enumerate(run.samples)]
+    maker = run.found.maker
     return Staged(
         run=run_text(folder),
         negatives=negatives,
+        reviews=reviews,
         sources=run.sources,
         image=image,
         image_digest=run.image.digest if run.image else "",
         samples=samples,
         skipped=dict(sorted(run.skipped.items())),
+        reviewed=dict(sorted(run.reviewed.items())),
+        judged=judged_prompts(run.found),
+        verdicts=_verdicts(run.found, negative=False),
+        refused=_verdicts(run.found, negative=True),
+        maker=maker.model_dump_json(exclude={"usage"}) if maker else "",
+        usage=sum(maker.usage.values(), Usage()) if maker else Usage(usd=None),
     ).model_dump_json()
 
 
@@ -87,13 +107,22 @@ def image_name(run_name: str, suffix: str, taken: Collection[str]) -> str:
     return name
 
 
-def _holds(earlier: str, folder: Path, out: Path, negatives: bool, taken: Collection[str]) -> bool:
+def _verdicts(found: Finished, *, negative: bool) -> dict[str, Share]:
+    """The engine's verdicts by concept."""
+    told = {concept: [0, 0] for concept in CONCEPTS}
+    for entry in found.entries:
+        if entry.negative == negative:
+            told[entry.concept][not entry.accepted] += 1
+    return {concept: Share(accepted=n[0], rejected=n[1]) for concept, n in told.items() if any(n)}
+
+
+def _holds(earlier: str, folder: Path, out: Path, how: tuple[bool, ReviewMode], taken: Collection[str]) -> bool:
     """Whether an earlier result is what staging again would give, and its files are there as they were written."""
     try:
         staged = Staged.model_validate_json(earlier)
     except ValueError:
         return False
-    if staged.sources is None or staged.negatives != negatives or staged.run != run_text(folder):
+    if staged.sources is None or (staged.negatives, staged.reviews) != how or staged.run != run_text(folder):
         return False
     files = {mask_path(sample): sample.digest for sample in staged.samples}
     if staged.image:
@@ -119,8 +148,10 @@ def _staged(out: Path, run_name: str, number: int, sample: Sample, pngs: dict[Bi
     staged = StagedSample(
         id=_sample_id(run_name, sample, number),
         concept=sample.concept,
+        family=sample.family,
         prompt=sample.prompt,
         negative=sample.negative,
+        area=sample.mask.area / (sample.mask.height * sample.mask.width),
         digest=png_digest,
     )
     _write(out / mask_path(staged), png)

@@ -21,20 +21,28 @@ import PIL
 from pydantic import BaseModel
 
 import dataengine
+from dataengine.agreement import JudgedPrompt
 from dataengine.errors import output_error
+from dataengine.records import Share, Usage
 
 STATE_FILE = ".export_state.jsonl"
 UNDER_WAY = ".export_state.under_way.jsonl"
-VERSION = 1  # must change whenever the same run folder would give other files, names or rows
+VERSION = 2  # must change whenever the same run folder would give other files, names or rows
 
 
 class StagedSample(BaseModel):
-    """A sample of a run folder: a row of the lists, and the digest of its mask file."""
+    """A sample of a run folder: a row of the lists, what is counted of it, and the digest of its mask file.
+
+    Attributes:
+        area: share of the image inside the mask.
+    """
 
     id: str
     concept: str
+    family: str
     prompt: str
     negative: bool
+    area: float
     digest: str
 
 
@@ -44,20 +52,34 @@ class Staged(BaseModel):
     Attributes:
         run: the folder's name, as text.
         negatives: whether its negatives were read.
+        reviews: how people's decisions were taken.
         sources: digests of all files it was made from, by place; None where one could not be read.
         image: the name of its image file; None where there is no sample.
         image_digest: of that file; empty where there is none.
         samples: in the order of the lists.
         skipped: prompts and files left out, by reason.
+        reviewed: prompts by what a person's word did to them.
+        judged: the prompts that people have judged, for agreement.
+        verdicts: the engine's own, by concept.
+        refused: likewise on negatives.
+        maker: how the run folder was made, as JSON; empty where it is not told.
+        usage: what it cost.
     """
 
     run: str
     negatives: bool
+    reviews: str
     sources: dict[str, str] | None
     image: str | None
     image_digest: str
     samples: list[StagedSample]
     skipped: dict[str, int]
+    reviewed: dict[str, int]
+    judged: list[JudgedPrompt]
+    verdicts: dict[str, Share]
+    refused: dict[str, Share]
+    maker: str
+    usage: Usage
 
 
 class State:

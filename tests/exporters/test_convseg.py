@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import dataengine
+from dataengine.card import CARD
 from dataengine.errors import OutputError, UsageError
 from dataengine.exporters import FORMATS, convseg, exporter, staging
 from dataengine.exporters.convseg import export
@@ -121,7 +122,7 @@ def test_the_manifest_accounts_for_everything(runs: Path, tmp_path: Path) -> Non
 def test_the_mode_decides_which_lists_are_written(runs: Path, tmp_path: Path, mode: Any, names: set[str]) -> None:
     out = tmp_path / "out"
     counts = export(runs, out, mode=mode).counts
-    assert {p.name for p in out.iterdir() if p.is_file()} == names | {"export_manifest.json", STATE_FILE}
+    assert {p.name for p in out.iterdir() if p.is_file()} == names | {"export_manifest.json", CARD, STATE_FILE}
     assert (counts.train_rows, counts.eval_items) == (4 * (mode != "eval"), 4 * (mode != "train"))
 
 

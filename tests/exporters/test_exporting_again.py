@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dataengine.card import CARD
 from dataengine.errors import OutputError
 from dataengine.exporters import convseg, runs, staging, state
 from dataengine.exporters.convseg import export
@@ -128,7 +129,7 @@ def test_only_files_of_a_changed_run_are_written_and_of_these_only_those_that_di
     export(root / "runs", out)
     after = stamps_of(out)
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed == {"masks/out_region_refine_b_entities_001_000001.png", STATE_FILE}
+    assert changed == {"masks/out_region_refine_b_entities_001_000001.png", CARD, STATE_FILE}
     assert_like_new(root, out)
 
 
@@ -250,9 +251,9 @@ def test_another_version_of_what_made_it_makes_it_again(root: Path, monkeypatch:
     export(root / "runs", out)
     read: list[Path] = []
 
-    def counted(folder: Path, *, negatives: bool = False) -> runs.Run:
+    def counted(folder: Path, **how: Any) -> runs.Run:
         read.append(folder)
-        return runs.read_run(folder, negatives=negatives)
+        return runs.read_run(folder, **how)
 
     monkeypatch.setattr(staging, "read_run", counted)
     export(root / "runs", out)
@@ -304,11 +305,11 @@ def test_what_a_cut_off_export_finished_is_not_made_again(root: Path, monkeypatc
     out = root / "out"
     read: list[str] = []
 
-    def counted(folder: Path, *, negatives: bool = False) -> runs.Run:
+    def counted(folder: Path, **how: Any) -> runs.Run:
         read.append(folder.name)
         if len(read) == 3:
             raise KeyboardInterrupt
-        return runs.read_run(folder, negatives=negatives)
+        return runs.read_run(folder, **how)
 
     monkeypatch.setattr(staging, "read_run", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -393,15 +394,15 @@ def test_run_folders_are_held_a_few_at_a_time(root: Path, monkeypatch: pytest.Mo
 
     class Tracked(runs.Run):
         def __init__(self, run: runs.Run) -> None:
-            super().__init__(run.folder, run.image, run.samples, run.skipped, run.sources)
+            super().__init__(**vars(run))
             alive[0] += 1
             most[0] = max(most[0], alive[0])
 
         def __del__(self) -> None:
             alive[0] -= 1
 
-    def tracked(folder: Path, *, negatives: bool = False) -> runs.Run:
-        return Tracked(runs.read_run(folder, negatives=negatives))
+    def tracked(folder: Path, **how: Any) -> runs.Run:
+        return Tracked(runs.read_run(folder, **how))
 
     for number in range(20):
         make_run(root, f"out_region_refine_{number:03d}", number)

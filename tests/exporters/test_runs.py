@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataengine import finished
 from dataengine.errors import UsageError
-from dataengine.exporters import runs
-from dataengine.exporters.runs import find_runs, read_run
+from dataengine.exporters.runs import read_run
+from dataengine.finished import find_runs
 from dataengine.masks import BoolArray
 from dataengine.records import CONCEPTS
 from tests.exporters.folders import (
@@ -147,7 +148,7 @@ def test_the_mask_of_a_region_is_read_once_however_many_prompts_mean_it(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    read, decode = Path.read_bytes, runs._png_mask
+    read, decode = Path.read_bytes, finished.png_mask
     decoded: list[bytes] = []
 
     def noted(self: Path) -> bytes:
@@ -159,7 +160,7 @@ def test_the_mask_of_a_region_is_read_once_however_many_prompts_mean_it(
         return decode(data)
 
     monkeypatch.setattr(Path, "read_bytes", noted)
-    monkeypatch.setattr(runs, "_png_mask", counted)
+    monkeypatch.setattr(finished, "png_mask", counted)
     entries = [prompt(index, satisfying) for index, satisfying in enumerate([(0,), (0, 1), (1, 0), (1,), (0, 0)])]
     folder = our_run(tmp_path, source, prompts=dict.fromkeys(("entities", "physics", "spatial"), entries))
     opened.clear()
@@ -183,6 +184,7 @@ def test_everything_that_was_looked_at_is_noted_with_its_digest(tmp_path: Path, 
     assert {place for place, digest in noted.items() if not digest} == {
         *(f"run:{concept}/summary.json" for concept in ("affordances", "physics", "relations", "spatial")),
         *(f"run:negatives/{concept}.json" for concept in CONCEPTS),
+        "run:reviews.jsonl",
     }
 
 

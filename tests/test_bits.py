@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataengine.exporters.bits import Bits
+from dataengine.bits import Bits
 
 SIZES = [(1, 1), (3, 5), (8, 8), (40, 60), (7, 13)]
 

@@ -23,6 +23,7 @@ _FASTEST = (
     if hasattr(cv2, "IMWRITE_PNG_FILTER")
     else []
 )
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)  # in each byte
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Bits:
     def any(self) -> bool:
         """Whether a pixel is inside."""
         return bool(np.frombuffer(self.packed, np.uint8).any())
+
+    @property
+    def area(self) -> int:
+        """Pixels inside."""
+        return int(_ONES[np.frombuffer(self.packed, np.uint8)].sum(dtype=np.int64))
 
     def array(self) -> BoolArray:
         """The mask as (H, W) bool."""

@@ -1,4 +1,4 @@
-"""The files a run folder's samples are made from: read here only, and noted with their digests.
+"""The files of a run folder, as results are read from them: noted with their digests, and kept within a folder if told.
 
 What was noted tells later, without knowing why a file was looked at, whether anything would come out otherwise.
 """
@@ -6,6 +6,7 @@ What was noted tells later, without knowing why a file was looked at, whether an
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,13 +27,18 @@ def typed(path: str) -> str:
 class Sources:
     """Reads the files of one run folder.
 
+    Args:
+        folder: the run folder.
+        within: a folder that nothing is read from outside of, whatever a file names or links to; None: anywhere.
+
     Attributes:
         digests: SHA-256 of each file that was asked for, by place; `ABSENT` where there is none.
         sure: false once a file could not be read: nobody can tell whether it changes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, within: Path | None = None) -> None:
         self.folder = folder
+        self.within = within
         self.digests: dict[str, str] = {}
         self.sure = True
 
@@ -44,7 +50,7 @@ class Sources:
     def read(self, place: str) -> bytes | None:
         """A file's bytes; None where there is no such file. Raises OSError where it cannot be read."""
         path = self.path(place)
-        if not is_file(path):
+        if not is_file(path) or (self.within and not is_within(path, self.within)):
             self.digests[place] = ABSENT
             return None
         try:
@@ -79,4 +85,12 @@ def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, no permission, a NUL in the path
+        return False
+
+
+def is_within(path: Path, root: Path) -> bool:
+    """Whether a path, with every link followed, is in a folder or is that folder."""
+    try:
+        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    except (OSError, ValueError):
         return False
