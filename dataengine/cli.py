@@ -238,7 +238,16 @@ def review_command(options: argparse.Namespace) -> int:
     """`dataengine review`."""
     from dataengine.review import serve
 
-    serve(options)
+    serve(
+        options.runs,
+        reviewer=options.reviewer,
+        sample=options.sample,
+        seed=options.seed,
+        blind=options.blind,
+        host=options.host,
+        port=options.port,
+        show=options.open,
+    )
     return 0
 
 

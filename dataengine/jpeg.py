@@ -10,9 +10,9 @@ from dataengine.once import OncePer
 QUALITY = 90  # of 100: a tenth of a PNG's bytes
 
 
-def jpeg(rgb: RgbArray) -> bytes:
-    """A picture (h, w, 3) uint8 RGB as a JPEG file's bytes."""
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+def jpeg(rgb: RgbArray, quality: int = QUALITY) -> bytes:
+    """A picture (h, w, 3) uint8 RGB as a JPEG file's bytes; quality is of 100."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ValueError(f"OpenCV could not encode a JPEG of shape {rgb.shape}")
     return data.tobytes()

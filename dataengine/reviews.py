@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,22 +84,9 @@ class Reviews:
         """Each reviewer's own word on a prompt."""
         return {decision.reviewer: decision.after for decision in self._standing.get(key, ())}
 
-    def last(self, key: Key, reviewer: str) -> Decision | None:
-        """A reviewer's last decision on a prompt that was not undone."""
-        own = [decision for decision in self._standing.get(key, ()) if decision.reviewer == reviewer]
-        return own[-1] if own else None
-
-    def standing(self) -> Iterator[Decision]:
-        """Every decision that was not undone."""
-        for decisions in self._standing.values():
-            yield from decisions
-
-    def reviewers(self) -> Counter[str]:
-        """How many prompts each reviewer has judged."""
-        told: Counter[str] = Counter()
-        for key in self._standing:
-            told.update(name for name, judged in self.words(key).items() if judged.verdict)
-        return told
+    def decisions(self, key: Key, reviewer: str) -> list[Decision]:
+        """A reviewer's decisions on a prompt that were not undone, oldest first."""
+        return [decision for decision in self._standing.get(key, ()) if decision.reviewer == reviewer]
 
 
 def key_of(decision: Decision) -> Key:

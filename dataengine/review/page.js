@@ -1,0 +1,468 @@
+"use strict";
+// The review page. A decision shows at once and waits in a queue, kept by the browser, until the server has it on its
+// disk; only then does the page say "saved". All text is set as text, never as markup.
+(() => {
+  const SVG = "http://www.w3.org/2000/svg";
+  const AHEAD = 6; // prompts whose picture is loaded before it is their turn
+  const MOST_VIEWS = 40;
+  const RATE_MINUTES = 5;
+  const PATIENCE = 1000; // ms before a server that does not answer is asked again
+  const byId = (id) => document.getElementById(id);
+  const filters = ["concept", "family", "verdict", "kind", "state"];
+
+  let prompts = []; // all of them, in short
+  let words = []; // of each prompt: what each reviewer said last
+  let listed = []; // numbers of the prompts that passed the filters when these were set
+  let at = 0; // position in `listed`
+  let history = []; // own decisions that can be undone: {id, number, before}
+  let blind = false;
+  let palette = [];
+  let showMasks = true;
+  let reviewer = localStorage.getItem("reviewer") || JSON.parse(byId("start").textContent);
+  const made = []; // times of verdicts, for the rate
+  const views = new Map(); // by run folder: a promise of its view, with its photo decoded
+
+  const make = (name, className, text) => {
+    const element = document.createElement(name);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text;
+    return element;
+  };
+  const draw = (name, attributes, parent) => {
+    const element = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    if (parent) parent.append(element);
+    return element;
+  };
+  const toast = (text) => {
+    byId("toast").textContent = text;
+    byId("toast").hidden = false;
+    clearTimeout(toast.timer);
+    toast.timer = setTimeout(() => { byId("toast").hidden = true; }, 6000);
+  };
+
+  // What is where.
+
+  const current = () => (listed.length ? prompts[listed[at]] : null);
+  const sameSet = (a, b) => a.length === b.length && a.every((value) => b.includes(value));
+  const asMade = (view, prompt) => view.prompts.find(
+    (p) => p.concept === prompt.concept && p.negative === prompt.negative && p.index === prompt.index);
+  const mine = (prompt) => words[prompt.number][reviewer];
+  const shown = (prompt) => {
+    const made = asMade(prompt.view, prompt);
+    return mine(prompt) || { verdict: null, prompt: made.prompt, satisfying: made.satisfying };
+  };
+
+  const view = (run) => {
+    if (views.has(run)) {
+      const known = views.get(run);
+      views.delete(run);
+      views.set(run, known); // now the newest
+      return known;
+    }
+    const loading = load(run);
+    views.set(run, loading);
+    loading.catch(() => views.delete(run));
+    if (views.size > MOST_VIEWS) views.delete(views.keys().next().value);
+    return loading;
+  };
+  const load = async (run) => {
+    const name = encodeURIComponent(run);
+    const image = new Image();
+    image.alt = "";
+    image.src = `/photo?run=${name}`;
+    const decoded = image.decode().then(() => image, () => null);
+    const answer = await fetch(`/view?run=${name}`);
+    if (!answer.ok) throw new Error((await answer.json()).error);
+    const found = await answer.json();
+    found.image = await decoded;
+    return found;
+  };
+
+  // Drawing.
+
+  const picture = (found, prompt, now) => {
+    const svg = draw("svg", { viewBox: `0 0 ${found.width} ${found.height}` });
+    if (prompt.negative) return svg;
+    const stage = byId("stage").getBoundingClientRect();
+    const scale = Math.min(stage.width / found.width, stage.height / found.height) || 1;
+    for (const region of found.regions.filter((r) => now.satisfying.includes(r.index) && r.path)) {
+      const colour = palette[region.index % palette.length];
+      for (const line of ["case", "rim"]) draw("path", { class: line, d: region.path }, svg);
+      draw("path", { class: "edge", d: region.path, fill: colour, stroke: colour }, svg);
+    }
+    found.regions.forEach((region, position) => {
+      if (!region.path) return;
+      const chosen = now.satisfying.includes(region.index);
+      const radius = 11 / scale;
+      const x = Math.min(Math.max(region.at[0], radius), found.width - radius);
+      const y = Math.min(Math.max(region.at[1], radius), found.height - radius);
+      const group = draw("g", { class: chosen ? "number" : "number out" }, svg);
+      draw("circle", { cx: x, cy: y, r: radius, fill: chosen ? palette[region.index % palette.length] : "#222" }, group);
+      const text = draw("text", { x, y, "font-size": 13 / scale }, group);
+      text.textContent = position + 1;
+    });
+    return svg;
+  };
+
+  const show = () => {
+    const prompt = current();
+    byId("edit").hidden = true;
+    byId("prompt").hidden = false;
+    if (!prompt) {
+      byId("stage").replaceChildren(make("div", "note", "No prompt passes these filters."));
+      for (const id of ["place", "prompt", "mine", "regions", "said"]) byId(id).replaceChildren();
+      count();
+      return;
+    }
+    remember();
+    if (prompt.view) {
+      render(prompt);
+    } else {
+      byId("stage").setAttribute("aria-busy", "true");
+      view(prompt.run).then((found) => {
+        prompt.view = found;
+        if (current() === prompt) render(prompt);
+      }, (error) => {
+        if (current() === prompt) byId("stage").replaceChildren(make("div", "note", `Cannot be shown: ${error.message}`));
+      });
+    }
+    for (let step = 1; step <= AHEAD; step++) ahead(at + step);
+    ahead(at - 1);
+  };
+  const ahead = (position) => {
+    const prompt = prompts[listed[position]];
+    if (prompt) view(prompt.run).then((found) => { prompt.view = found; }, () => {});
+  };
+
+  const render = (prompt) => {
+    const found = prompt.view;
+    const now = shown(prompt);
+    const parts = [picture(found, prompt, now)];
+    if (found.image) parts.unshift(found.image);
+    byId("stage").removeAttribute("aria-busy");
+    byId("stage").replaceChildren(...parts);
+    byId("stage").dataset.number = prompt.number;
+    const kind = prompt.negative ? " · negative: nothing in the photo should fit" : "";
+    const family = prompt.family ? ` · ${prompt.family.replaceAll("_", " ")}` : "";
+    byId("place").textContent = `${at + 1} of ${listed.length} · ${prompt.concept}${family}${kind} · ${found.file}`;
+    if (byId("prompt").textContent !== now.prompt) byId("prompt").scrollTop = 0;
+    byId("prompt").textContent = now.prompt;
+    const edited = asMade(found, prompt).prompt !== now.prompt || !sameSet(asMade(found, prompt).satisfying, now.satisfying);
+    const verdict = { ACCEPT: "accepted", REJECT: "rejected" }[now.verdict] || "";
+    byId("mine").className = verdict;
+    byId("mine").textContent = [verdict && `You ${verdict} it`, edited && "changed by you"].filter(Boolean).join(", ");
+    byId("regions").replaceChildren(...(prompt.negative ? [] : found.regions.map((region, position) => {
+      const button = make("button");
+      button.type = "button";
+      button.style.borderLeftColor = palette[region.index % palette.length];
+      button.setAttribute("aria-pressed", now.satisfying.includes(region.index));
+      button.append(make("kbd", "", position + 1), make("span", "label", region.label));
+      button.addEventListener("click", () => toggle(position));
+      return button;
+    })));
+    byId("said").replaceChildren(...said(prompt));
+    count();
+  };
+
+  const said = (prompt) => {
+    const lines = [];
+    const made = asMade(prompt.view, prompt);
+    if (!blind) {
+      lines.push(make("div", "quiet", `Engine: ${prompt.accepted ? "ACCEPT" : "REJECT"}${made.reason ? ` – ${made.reason}` : ""}`));
+    }
+    for (const [name, word] of Object.entries(words[prompt.number])) {
+      if (name === reviewer) continue;
+      const verdict = { ACCEPT: "accepted", REJECT: "rejected" }[word.verdict] || "changed";
+      const text = word.prompt !== made.prompt ? ` as “${word.prompt}”` : "";
+      lines.push(make("div", "quiet", `${name}: ${verdict}${text}${sameSet(word.satisfying, made.satisfying) ? "" : ", other regions"}`));
+    }
+    return lines;
+  };
+
+  const count = () => {
+    const done = listed.filter((number) => mine(prompts[number])?.verdict).length;
+    byId("done").textContent = done.toLocaleString("en");
+    byId("left").textContent = (listed.length - done).toLocaleString("en");
+    const since = Date.now() - RATE_MINUTES * 60000;
+    while (made.length && made[0] < since) made.shift();
+    const minutes = made.length > 1 ? (Date.now() - made[0]) / 60000 : 0;
+    byId("rate").textContent = minutes > 0.05 ? ` · ${(made.length / minutes).toFixed(0)} a minute` : "";
+  };
+
+  // Decisions.
+
+  const stored = () => `decisions ${location.host}`;
+  let queue = [];
+  let busy = false;
+  const keep = () => localStorage.setItem(stored(), JSON.stringify(queue));
+  const tell = (failed) => {
+    const state = byId("saved");
+    const some = `${queue.length} decision${queue.length === 1 ? "" : "s"}`;
+    state.className = failed ? "failed" : queue.length ? "waiting" : "";
+    state.textContent = failed ? `not saved: ${some} wait for the server` : queue.length ? `saving ${some}` : "saved";
+  };
+
+  const decide = (prompt, action, after, undoes) => {
+    const before = shown(prompt);
+    const id = crypto.randomUUID ? crypto.randomUUID() : `${Date.now()}-${Math.random().toString(36).slice(2, 12)}`;
+    const told = action === "edit" || action === "regions" ? after : before;
+    queue.push({
+      id, reviewer, run: prompt.run, concept: prompt.concept, negative: prompt.negative, index: prompt.index,
+      basis: prompt.basis, action, prompt: told.prompt, satisfying: told.satisfying, undoes: undoes ?? null,
+    });
+    keep();
+    words[prompt.number] = { ...words[prompt.number], [reviewer]: after };
+    if (action !== "undo") history.push({ id, number: prompt.number, before });
+    send();
+  };
+
+  const send = async () => {
+    if (busy) return;
+    busy = true;
+    tell(false);
+    while (queue.length) {
+      const [decision] = queue;
+      let answer;
+      try {
+        answer = await fetch("/decisions", {
+          method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(decision),
+        });
+        if (answer.status >= 500) throw new Error((await answer.json().catch(() => ({}))).error || answer.statusText);
+      } catch (error) {
+        tell(true);
+        if (answer) toast(error.message);
+        await new Promise((resolve) => { setTimeout(resolve, PATIENCE); });
+        continue;
+      }
+      queue = queue.filter((other) => other.id !== decision.id);
+      keep();
+      const told = await answer.json().catch(() => ({}));
+      const number = prompts.findIndex((p) => p.run === decision.run && p.basis === decision.basis
+        && p.concept === decision.concept && p.negative === decision.negative && p.index === decision.index);
+      if (!answer.ok) {
+        toast(`Not written: ${told.error}`);
+        history = history.filter((entry) => entry.id !== decision.id);
+        await reload(number);
+      } else if (number >= 0 && !queue.some((other) => other.basis === decision.basis && other.run === decision.run)) {
+        words[number] = told.words;
+      }
+      tell(false);
+    }
+    busy = false;
+    tell(false);
+  };
+
+  const judge = (verdict) => {
+    const prompt = current();
+    if (!prompt?.view) return;
+    const now = shown(prompt);
+    if (verdict === "ACCEPT" && !prompt.negative && !now.satisfying.length) {
+      toast("It means no region: choose one with its number before you accept it");
+      return;
+    }
+    decide(prompt, verdict === "ACCEPT" ? "accept" : "reject", { ...now, verdict });
+    made.push(Date.now());
+    if (at + 1 < listed.length) move(1);
+    else { render(prompt); toast("That was the last of this list"); }
+  };
+
+  const toggle = (position) => {
+    const prompt = current();
+    const region = prompt?.view?.regions[position];
+    if (!region || prompt.negative) return;
+    const now = shown(prompt);
+    const satisfying = now.satisfying.includes(region.index)
+      ? now.satisfying.filter((index) => index !== region.index)
+      : [...now.satisfying, region.index].sort((a, b) => a - b);
+    decide(prompt, "regions", { ...now, satisfying });
+    render(prompt);
+  };
+
+  const undo = () => {
+    const last = history.pop();
+    if (!last) { toast("Nothing to undo"); return; }
+    const prompt = prompts[last.number];
+    const turn = () => {
+      decide(prompt, "undo", last.before, last.id);
+      const place = listed.indexOf(last.number);
+      if (place >= 0) at = place;
+      else { listed.splice(at, 0, last.number); }
+      show();
+    };
+    if (prompt.view) turn();
+    else view(prompt.run).then((found) => { prompt.view = found; turn(); }, (error) => toast(error.message));
+  };
+
+  const edit = () => {
+    const prompt = current();
+    if (!prompt?.view) return;
+    byId("edit-text").value = shown(prompt).prompt;
+    byId("prompt").hidden = true;
+    byId("edit").hidden = false;
+    byId("edit-text").focus();
+    byId("edit-text").select();
+  };
+  const endEdit = (save) => {
+    const prompt = current();
+    const text = byId("edit-text").value.split(/\s+/u).filter(Boolean).join(" ");
+    byId("edit").hidden = true;
+    byId("prompt").hidden = false;
+    byId("edit-text").blur();
+    if (save && !text) toast("A prompt needs words");
+    else if (save && text !== shown(prompt).prompt) decide(prompt, "edit", { ...shown(prompt), prompt: text });
+    render(prompt);
+  };
+
+  const move = (steps) => {
+    const to = Math.min(Math.max(at + steps, 0), listed.length - 1);
+    if (to === at || !listed.length) return;
+    at = to;
+    show();
+  };
+  const masks = () => {
+    showMasks = !showMasks;
+    byId("stage").classList.toggle("no-masks", !showMasks);
+    byId("masks").setAttribute("aria-pressed", showMasks);
+  };
+
+  // Filters.
+
+  const disagrees = (prompt) => {
+    const told = Object.values(words[prompt.number]).map((word) => word.verdict).filter(Boolean);
+    return new Set([...told, ...(told.length ? [prompt.accepted ? "ACCEPT" : "REJECT"] : [])]).size > 1;
+  };
+  const fits = (prompt, { concept, family, verdict, kind, state }) => {
+    const own = mine(prompt)?.verdict;
+    return (!concept || prompt.concept === concept)
+      && (!family || prompt.family === family)
+      && (!verdict || prompt.accepted === (verdict === "accepted"))
+      && (!kind || prompt.negative === (kind === "negative"))
+      && (!state || { unreviewed: !own, accepted: own === "ACCEPT", rejected: own === "REJECT",
+        disagreement: disagrees(prompt) }[state]);
+  };
+  const wanted = () => Object.fromEntries(filters.map((id) => [id, byId(id).value]));
+  const apply = (number) => {
+    const now = wanted();
+    const set = filters.filter((id) => now[id]);
+    byId("filtered").textContent = set.length ? `(${set.map((id) => byId(id).selectedOptions[0].textContent).join(", ")})` : "";
+    listed = prompts.filter((prompt) => fits(prompt, now)).map((prompt) => prompt.number);
+    at = Math.max(listed.indexOf(number), 0);
+    show();
+  };
+  const offer = (id, values) => {
+    const before = byId(id).value;
+    const options = [["", "all"], ...[...values].filter(Boolean).map((value) => [value, value.replaceAll("_", " ")])];
+    byId(id).replaceChildren(...options.map(([value, text]) => {
+      const option = make("option", "", text);
+      option.value = value;
+      return option;
+    }));
+    byId(id).value = [...values].includes(before) ? before : "";
+  };
+  const offerFamilies = () => {
+    const concept = byId("concept").value;
+    offer("family", new Set(prompts.filter((p) => !concept || p.concept === concept).map((p) => p.family).sort()));
+  };
+  const remember = () => {
+    const told = new URLSearchParams(Object.entries(wanted()).filter(([, value]) => value));
+    const prompt = current();
+    if (prompt) told.set("at", [prompt.run, prompt.concept, prompt.negative ? "n" : "p", prompt.index].join("/"));
+    window.history.replaceState(null, "", `#${told}`);
+  };
+
+  // Begin.
+
+  const fetchPrompts = async () => {
+    const answer = await fetch(`/prompts?reviewer=${encodeURIComponent(reviewer)}`);
+    if (!answer.ok) throw new Error(answer.statusText);
+    return answer.json();
+  };
+  const reload = async (number) => {
+    const told = await fetchPrompts().catch(() => null);
+    if (told && number >= 0) words[number] = told.words[number] || {};
+    if (told && prompts[number] === current()) render(current());
+  };
+  const begin = async () => {
+    const told = await fetchPrompts();
+    ({ blind, palette } = told);
+    document.body.classList.toggle("blind", blind);
+    prompts = told.prompts.map((prompt, number) => ({ ...prompt, number }));
+    words = prompts.map((prompt) => told.words[prompt.number] || {});
+    history = told.history;
+    queue = JSON.parse(localStorage.getItem(stored()) || "[]");
+    byId("reviewer").value = reviewer;
+    offer("concept", new Set(prompts.map((prompt) => prompt.concept)));
+    const hash = new URLSearchParams(location.hash.slice(1));
+    byId("concept").value = hash.get("concept") || "";
+    offerFamilies();
+    for (const id of filters) if (hash.get(id)) byId(id).value = hash.get(id);
+    const place = hash.get("at");
+    const start = prompts.find((p) => [p.run, p.concept, p.negative ? "n" : "p", p.index].join("/") === place);
+    if (queue.length) await sendLeft();
+    tell(false);
+    apply(start ? start.number : -1);
+    if (!start) {
+      const first = listed.findIndex((number) => !mine(prompts[number])?.verdict);
+      if (first > 0) { at = first; show(); }
+    }
+  };
+  // What the page could not save before it was closed is sent before anything is shown.
+  const sendLeft = async () => {
+    await send();
+    const told = await fetchPrompts();
+    words = prompts.map((prompt) => told.words[prompt.number] || {});
+    history = told.history;
+  };
+
+  const KEYS = {
+    a: () => judge("ACCEPT"), r: () => judge("REJECT"), u: undo, e: edit, m: masks,
+    j: () => move(1), arrowright: () => move(1), arrowdown: () => move(1),
+    k: () => move(-1), arrowleft: () => move(-1), arrowup: () => move(-1),
+    "?": () => byId("help").showModal(),
+  };
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
+    if (event.target === byId("edit-text")) {
+      if (event.key === "Enter" || event.key === "Escape") {
+        event.preventDefault();
+        endEdit(event.key === "Enter");
+      }
+      return;
+    }
+    if (event.target.matches("select, input")) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
+    const action = /^[1-9]$/.test(event.key) ? () => toggle(Number(event.key) - 1) : KEYS[event.key.toLowerCase()];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  });
+  const buttons = {
+    accept: () => judge("ACCEPT"), reject: () => judge("REJECT"), undo, change: edit, masks,
+    next: () => move(1), previous: () => move(-1), "help-button": () => byId("help").showModal(),
+  };
+  for (const [id, action] of Object.entries(buttons)) {
+    byId(id).addEventListener("click", () => { action(); if (id !== "change") byId(id).blur(); });
+  }
+  byId("edit").addEventListener("submit", (event) => event.preventDefault());
+  byId("filters").addEventListener("submit", (event) => { event.preventDefault(); byId("reviewer").blur(); });
+  for (const id of filters) {
+    byId(id).addEventListener("change", () => {
+      if (id === "concept") offerFamilies();
+      const number = current()?.number ?? -1;
+      byId(id).blur();
+      apply(number);
+    });
+  }
+  byId("reviewer").addEventListener("change", () => {
+    const name = byId("reviewer").value.trim();
+    if (!name) { byId("reviewer").value = reviewer; return; }
+    localStorage.setItem("reviewer", name);
+    location.reload();
+  });
+  window.addEventListener("beforeunload", (event) => { if (queue.length) event.preventDefault(); });
+  window.addEventListener("resize", () => { const prompt = current(); if (prompt?.view) render(prompt); });
+  begin().catch((error) => { byId("saved").className = "failed"; byId("saved").textContent = `cannot load: ${error.message}`; });
+})();
