@@ -124,7 +124,9 @@
         prompt.view = found;
         if (current() === prompt) render(prompt);
       }, (error) => {
-        if (current() === prompt) byId("stage").replaceChildren(make("div", "note", `Cannot be shown: ${error.message}`));
+        if (current() !== prompt) return;
+        byId("stage").replaceChildren(make("div", "note", `Cannot be shown: ${error.message}`));
+        setTimeout(() => { if (current() === prompt && !prompt.view) show(); }, PATIENCE);
       });
     }
     for (let step = 1; step <= AHEAD; step++) ahead(at + step);
@@ -397,6 +399,7 @@
     byId("concept").value = hash.get("concept") || "";
     offerFamilies();
     for (const id of filters) if (hash.get(id)) byId(id).value = hash.get(id);
+    byId("filter-part").open = filters.some((id) => byId(id).value);
     const place = hash.get("at");
     const start = prompts.find((p) => [p.run, p.concept, p.negative ? "n" : "p", p.index].join("/") === place);
     if (queue.length) await sendLeft();
@@ -419,6 +422,7 @@
     a: () => judge("ACCEPT"), r: () => judge("REJECT"), u: undo, e: edit, m: masks,
     j: () => move(1), arrowright: () => move(1), arrowdown: () => move(1),
     k: () => move(-1), arrowleft: () => move(-1), arrowup: () => move(-1),
+    f: () => { byId("filter-part").open = true; byId("concept").focus(); },
     "?": () => byId("help").showModal(),
   };
   document.addEventListener("keydown", (event) => {
@@ -431,7 +435,8 @@
       return;
     }
     if (event.target.matches("select, input")) {
-      if (event.key === "Escape") event.target.blur();
+      byPointer = false;
+      if (event.key === "Escape" || (event.key === "Enter" && event.target.matches("select"))) event.target.blur();
       return;
     }
     const action = /^[1-9]$/.test(event.key) ? () => toggle(Number(event.key) - 1) : KEYS[event.key.toLowerCase()];
@@ -439,6 +444,7 @@
     event.preventDefault();
     action();
   });
+  let byPointer = false;
   const buttons = {
     accept: () => judge("ACCEPT"), reject: () => judge("REJECT"), undo, change: edit, masks,
     next: () => move(1), previous: () => move(-1), "help-button": () => byId("help").showModal(),
@@ -451,10 +457,10 @@
   for (const id of filters) {
     byId(id).addEventListener("change", () => {
       if (id === "concept") offerFamilies();
-      const number = current()?.number ?? -1;
-      byId(id).blur();
-      apply(number);
+      if (byPointer) byId(id).blur(); // so that keys judge again; who types an option's name is not done yet
+      apply(current()?.number ?? -1);
     });
+    byId(id).addEventListener("pointerdown", () => { byPointer = true; });
   }
   byId("reviewer").addEventListener("change", () => {
     const name = byId("reviewer").value.trim();
