@@ -79,12 +79,19 @@ def _user() -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections from now on: they wait until the server is there."""
+    if not 0 <= port <= 65535:
+        raise UsageError(f"cannot listen at {host}:{port}: no such port", hint="Choose another --port")
+    listening = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot listen at {host}:{port}: {reason}", hint="Choose another --port") from None
+        listening.listen()
+    except OSError as error:
+        if listening:
+            listening.close()
+        hint = "Choose another --host" if isinstance(error, socket.gaierror) else "Choose another --port"
+        raise UsageError(f"cannot listen at {host}:{port}: {error.strerror or error}", hint=hint) from None
     return listening

@@ -60,19 +60,21 @@ def application(desk: Desk, *, reviewer: str, host: str) -> App:
 
     @app.post("/decisions")
     async def decide(request: Request) -> Response:
-        try:
-            asked = Asked.model_validate_json(await request.body())
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            return _told(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}", 422)
-        try:
-            return JSONResponse({"words": await run_in_threadpool(desk.decide, asked)})
-        except RefusedError as error:
-            return _told(str(error), 409)
-        except DataEngineError as error:
-            return _told(str(error), 507)
+        return await run_in_threadpool(_decided, desk, await request.body())
 
     return Guard(app, host, page_policy)
+
+
+def _decided(desk: Desk, body: bytes) -> Response:
+    try:
+        return JSONResponse({"words": desk.decide(Asked.model_validate_json(body))})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return _told(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}", 422)
+    except RefusedError as error:
+        return _told(str(error), 409)
+    except DataEngineError as error:
+        return _told(str(error), 507)
 
 
 def _told(text: str, status: int) -> JSONResponse:
