@@ -140,5 +140,5 @@ def _pairs(judged: Sequence[JudgedPrompt]) -> list[ReviewerPair]:
     return found
 
 
-def _part(count: int, of: int) -> float:
-    return count / of if of else 0.0
+def _part(count: int, of: int) -> float | None:
+    return count / of if of else None

@@ -53,15 +53,15 @@ def write_card(out: Path, manifest: ExportManifest, makers: Mapping[str, int]) -
         OutputError: it cannot be written, or the one that is there cannot be read.
     """
     try:
-        before = (out / CARD).read_text(encoding="utf-8", errors="replace")
+        before = (out / CARD).read_bytes().decode("utf-8", "surrogateescape").replace("\r\n", "\n")
     except FileNotFoundError:
         before = ""
     except OSError as error:
         raise output_error(error, out / CARD) from error
-    own = re.search(f"{re.escape(OWN)}\n(.*?)\n{re.escape(END)}", before, re.DOTALL)
-    text = card(out.name, manifest, makers, own[1] if own else UNTOLD)
+    own = re.search(rf"{re.escape(OWN)}[ \t]*\n(?:(.*?)\n)?{re.escape(END)}", before, re.DOTALL)
+    text = card(out.name, manifest, makers, own[1] or "" if own else UNTOLD)
     if text != before:
-        write_whole(out / CARD, text.encode(), durable=False)
+        write_whole(out / CARD, text.encode("utf-8", "surrogateescape"), durable=False)
 
 
 def card(name: str, manifest: ExportManifest, makers: Mapping[str, int], own: str) -> str:
@@ -84,12 +84,13 @@ def card(name: str, manifest: ExportManifest, makers: Mapping[str, int], own: st
 def _contents(figures: Figures) -> Iterator[str]:
     pairs = sum(share.accepted for share in figures.prompts.values())
     negatives = sum(share.accepted for share in figures.negatives.values())
-    yield f"{figures.images:,} images, {pairs:,} pairs, {negatives:,} negatives (they fit nothing: empty masks)."
+    told = f"{counted(figures.images, 'image')}, {counted(pairs, 'pair')}, {counted(negatives, 'negative')}"
+    yield f"{told} (prompts that fit nothing: empty masks)."
     rows = [
         (concept, f"{_of(figures.prompts, concept):,}", f"{_of(figures.negatives, concept):,}") for concept in CONCEPTS
     ]
     yield _table(("concept", "pairs", "negatives"), rows)
-    found = [(c, family, f"{s.accepted:,}") for c, of in figures.families.items() for family, s in of.items()]
+    found = [(c, _text(family), f"{s.accepted:,}") for c, of in figures.families.items() for family, s in of.items()]
     if found:
         yield _table(("concept", "family", "pairs"), found)
 
@@ -101,16 +102,16 @@ def _of(shares: Mapping[str, Share], concept: str) -> int:
 def _made(makers: Mapping[str, int]) -> Iterator[str]:
     for text, images in Counter(makers).most_common():
         if not text:
-            yield f"{images:,} images come from run folders that do not say how they were made."
+            yield f"{counted(images, 'image')} from run folders that do not say how they were made."
             continue
         maker = Maker.model_validate_json(text)
-        lines = [f"{images:,} images by DataEngine {_text(maker.dataengine)}:\n"]
+        lines = [f"{counted(images, 'image')} by DataEngine {_text(maker.dataengine)}{':' if maker.parts else '.'}\n"]
         for kind, part in maker.parts.items():
             detail = ", ".join(f"{_text(key)} {_text(value)}" for key, value in part.detail.items())
             lines.append(f"- {_text(kind)}: {_text(part.name)} {_text(part.version)}{f' ({detail})' if detail else ''}")
-        yield "\n".join(lines)
+        yield "\n".join(lines).rstrip()
         if maker.prompt_digests:
-            digests = [(name, digest[:16]) for name, digest in sorted(maker.prompt_digests.items())]
+            digests = [(_text(name), _text(digest[:16])) for name, digest in sorted(maker.prompt_digests.items())]
             yield _table(("prompt template", "SHA-256, first 16 digits"), digests)
 
 
@@ -159,15 +160,16 @@ def _people(manifest: ExportManifest, found: Agreement | None) -> Iterator[str]:
     if manifest.reviews == "ignore":
         yield "People's decisions were not read for this export (`--reviews ignore`)."
         return
+    done = [f"- {DONE_BY_PEOPLE[name]}: {count:,}" for name, count in manifest.review_counts.items()]
+    wins = "only what they accept is here" if manifest.reviews == "only" else "their word wins over the engine's"
+    if done:
+        yield f"People's decisions were applied: {wins}. Prompts\n\n" + "\n".join(done)
     if found is None:
         yield (
             "Nobody has judged a prompt: how often the engine is right is not known. `dataengine review` asks people, "
             "and `dataengine agreement` says what their verdicts tell."
         )
         return
-    done = [f"- {DONE_BY_PEOPLE[name]}: {count:,}" for name, count in manifest.review_counts.items()]
-    wins = "only what they accept is here" if manifest.reviews == "only" else "their word wins over the engine's"
-    yield f"People's decisions were applied: {wins}. Prompts\n\n" + "\n".join(done)
     rows = [
         (name, f"{of.reviewed:,}", f"{of.corrected:,}", rate_text(of.precision), rate_text(of.recall))
         for name, of in (*found.concepts.items(), ("all but negatives", found.all))
@@ -215,5 +217,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _text(text: str) -> str:
-    """Any text as Markdown that shows it as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(one_line(text), quote=False))
+    """Any text as Markdown that shows it as it is, on one line, also where a line begins with it."""
+    plain = html.escape(one_line(text).strip(), quote=False)
+    plain = re.sub(r"([\\`*\[\]|#~$]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9]))", r"\\\1", plain)
+    return re.sub(r"^([-+=:])", r"\\\1", re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", plain))
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {what}{'s' * (number != 1)}"

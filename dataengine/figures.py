@@ -27,7 +27,8 @@ from dataengine.records import (
     StageFigures,
     Usage,
 )
-from dataengine.sources import Sources
+from dataengine.run_folder import JOURNAL, path_text
+from dataengine.sources import Sources, inside
 from dataengine.stages.compose import rule_name
 from dataengine.survey import Tally, journal_steps
 
@@ -41,6 +42,7 @@ ONE_SIDED = 0.6  # share of a concept's prompts from which one family is too man
 FEW = 10  # prompts of a concept below which its families tell nothing
 ALIKE = 0.8  # shared words over all words (Jaccard) from which two prompts of one image are near-duplicates
 OFTEN = 0.05  # share of all prompts from which one wording stands too often
+NOT_TOLD = "not told"  # in place of a family or a stage
 EXAMPLES = 5  # of each concern
 FILLERS = frozenset(
     [
@@ -127,7 +129,7 @@ def seen(found: Finished) -> ImageSeen:
         regions = 0
         found.skipped[skip.reason] += 1
     return ImageSeen(
-        name=found.folder.name,
+        name=path_text(Path(found.folder.name)),
         described=len(found.described),
         regions=regions,
         prompts=[_prompt_seen(found, entry) for entry in found.entries],
@@ -163,35 +165,62 @@ def _why(entry: Entry) -> str:
 def _area(found: Finished, satisfying: Sequence[int]) -> float | None:
     """Share of the photo inside a prompt's mask; from the run lengths of `accepted.json` where it has them, in C."""
     try:
-        regions = [found.masks.regions[index] for index in satisfying]
-        if all(region.instances for region in regions):
-            whole = Mask.union([mask for region in regions for mask in _instances(region)])
+        known = found.masks.regions
+    except SkipError:  # counted once, for all prompts
+        return None
+    try:
+        regions = [known[index] for index in satisfying if index in known]
+        masks = [_instances(region) for region in regions]
+        if len(regions) == len(satisfying) and all(masks):
+            whole = Mask.union([mask for those in masks for mask in those])
             return whole.area / (whole.height * whole.width)
         union = found.masks.union(satisfying)
         return union.area / (union.height * union.width)
-    except (SkipError, KeyError, ValueError):
-        return None
+    except SkipError as skip:
+        found.skipped[skip.reason] += 1
+    except ValueError:
+        found.skipped["masks_differ_in_size"] += 1
+    return None
 
 
-def _instances(region: Region) -> Iterator[Mask]:
-    return (Mask.from_rle(Rle.model_validate(instance)) for instance in region.instances)
+def _instances(region: Region) -> list[Mask]:
+    """A region's masks as its run lengths tell them; none where they are told badly or not at all."""
+    try:
+        masks = [Mask.from_rle(Rle.model_validate(instance)) for instance in region.instances]
+    except ValueError:
+        return []
+    return masks if all(mask.is_sound for mask in masks) else []
 
 
 def _stages(found: Finished) -> dict[str, StageSeen]:
-    """Work and cost by stage, from the journal; where there is none, times from the summaries."""
+    """Work and cost by stage, from the journal; where there is none, times from the summaries, and cost from `run.json`
+    where that tells it."""
     tallies: dict[str, Tally] = {}
     told: dict[str, tuple[int, float]] = {}
-    for step in journal_steps(found.folder):
+    for step in journal_steps(found.folder) if found.sources.has(inside(JOURNAL)) else ():
         stage = step.name.partition("/")[0]
         tallies.setdefault(stage, Tally()).add(step.usage)
         steps, seconds = told.get(stage, (0, 0.0))
         told[stage] = (steps + step.done, seconds + step.seconds)
     if not told:
-        return {t.step: StageSeen(steps=t.count, seconds=t.total_seconds) for t in found.timing}
+        return _stages_without_journal(found)
     return {
         stage: StageSeen(steps=steps, seconds=seconds, usage=tallies[stage].usage)
         for stage, (steps, seconds) in told.items()
     }
+
+
+def _stages_without_journal(found: Finished) -> dict[str, StageSeen]:
+    paid = found.maker.paid if found.maker else None
+    stages = {timed.step: StageSeen(steps=timed.count, seconds=timed.total_seconds) for timed in found.timing}
+    if paid is None:
+        unknown = Usage(usd=None)
+        return {name: stage.model_copy(update={"usage": unknown}) for name, stage in stages.items()} or {
+            NOT_TOLD: StageSeen(usage=unknown)
+        }
+    for name, usage in paid.items():
+        stages[name] = stages.get(name, StageSeen()).model_copy(update={"usage": usage})
+    return stages
 
 
 class Counting:
@@ -231,7 +260,7 @@ class Counting:
         groups.setdefault(prompt.concept, Counter())[prompt.accepted] += 1
         if not prompt.negative:
             families = self._families.setdefault(prompt.concept, {})
-            families.setdefault(prompt.family or "not told", Counter())[prompt.accepted] += 1
+            families.setdefault(prompt.family or NOT_TOLD, Counter())[prompt.accepted] += 1
         if not prompt.accepted:
             self._rejected[prompt.why] += 1
             return
@@ -342,16 +371,17 @@ class _Concerns:
         return [*concerns, *self._repeated(), *one_sided(families)]
 
     def _repeated(self) -> Iterator[Concern]:
-        often = [(text, n) for text, n in self._wordings.most_common(EXAMPLES) if n > max(OFTEN * self._total, FEW)]
+        often = [(text, n) for text, n in self._wordings.most_common() if n > max(OFTEN * self._total, FEW)]
         if often:
             told = f"accepted prompts whose wording is over {OFTEN:.0%} of all"
-            examples = [f"{text}: {count}" for text, count in often]
+            examples = [f"{text}: {count}" for text, count in often[:EXAMPLES]]
             yield Concern(kind="repeated_wording", count=sum(n for _, n in often), told=told, examples=examples)
 
 
 def one_sided(families: Mapping[str, Mapping[str, Share]]) -> Iterator[Concern]:
     """Concepts of which one family is most of the accepted prompts, and families with none."""
-    for concept, found in families.items():
+    for concept, told_and_not in families.items():
+        found = {name: share for name, share in told_and_not.items() if name != NOT_TOLD}
         total = sum(share.accepted for share in found.values())
         if total < FEW:
             continue
@@ -372,6 +402,6 @@ def meaning(text: str) -> list[str]:
 
 
 def are_alike(first: str, second: str) -> bool:
-    """Whether two prompts say nearly the same: by the Jaccard index of their words."""
+    """Whether two prompts say nearly the same: by the Jaccard index of their words, whose order is not looked at."""
     one, other = set(meaning(first)), set(meaning(second))
     return len(one & other) >= ALIKE * len(one | other)

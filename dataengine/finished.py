@@ -18,7 +18,7 @@ from typing import Annotated, TypeVar
 
 import numpy as np
 from PIL import Image
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 
 from dataengine.bits import Bits
 from dataengine.errors import UsageError
@@ -31,6 +31,7 @@ from dataengine.sources import Sources, inside, is_file, typed
 
 B = TypeVar("B", bound=BaseModel)
 
+Words = Annotated[str, BeforeValidator(lambda text: text if isinstance(text, str) else "")]  # to be shown, no more
 ENTRIES = TypeAdapter(list[object])
 MANY = 1_000_000  # above any index
 
@@ -71,8 +72,8 @@ class Region(BaseModel):
     """An entry of `accepted.json`, as far as it is needed."""
 
     index: int
-    label: str = ""
-    description: str = ""
+    label: Words = ""
+    description: Words = ""
     bbox: object = None
     mask_path: str | None = None
     mask_npz_path: str | None = None
@@ -82,18 +83,24 @@ class Region(BaseModel):
 class Described(BaseModel):
     """An entry of a summary's `results`, as far as it is needed."""
 
-    label: str = ""
-    output: str | None = None
-    reason: str = ""
+    label: Words = ""
+    output: Words = ""
+    reason: Words = ""
 
 
 class Maker(BaseModel):
     """What `run.json` says of how a folder was made, as far as it is needed."""
 
     dataengine: str = ""
+    complete: bool = False
     parts: dict[str, PartRecord] = {}
     prompt_digests: dict[str, str] = {}
-    usage: dict[str, Usage] = {}
+    usage: dict[str, Usage] | None = None  # earlier versions wrote none
+
+    @property
+    def paid(self) -> dict[str, Usage] | None:
+        """What was paid by stage; None where that is not told, as of an image that is not finished."""
+        return self.usage if self.usage or self.complete else None
 
 
 class Timed(BaseModel):
@@ -105,7 +112,7 @@ class Timed(BaseModel):
 
 
 class _Family(BaseModel):
-    concept_family: str = ""
+    concept_family: Words = ""
 
 
 class _Prompt(BaseModel):
@@ -113,16 +120,16 @@ class _Prompt(BaseModel):
     prompt: str
     satisfying: list[int] | None = None
     verdict: str | None = None
-    reason: str = ""
-    concept_family: str = ""
+    reason: Words = ""
+    concept_family: Words = ""
 
 
 class _Summary(BaseModel):
     image_path: str | None = None
-    results: list[object] | None = None
+    results: object = None
     conversational_prompts: object = None
     prompt_verifications: list[object] | None = None
-    timing: list[object] | None = None
+    timing: object = None
 
 
 @dataclass
@@ -137,6 +144,7 @@ class Finished:
         entries: positives in the order of `CONCEPTS`, then negatives in the same order.
         reviews: what people decided.
         skipped: entries and files that cannot be read, by reason.
+        with_negatives: whether negatives were read too.
     """
 
     sources: Sources
@@ -146,6 +154,7 @@ class Finished:
     entries: list[Entry] = field(default_factory=list)
     reviews: Reviews = field(default_factory=Reviews)
     skipped: Counter[str] = field(default_factory=Counter)
+    with_negatives: bool = True
 
     @property
     def folder(self) -> Path:
@@ -187,7 +196,10 @@ class Finished:
     @property
     def lapsed(self) -> int:
         """Prompts that people decided of and that are no more, or are others now."""
-        return len(self.reviews.keys() - {self.key(entry) for entry in self.entries}) if len(self.reviews) else 0
+        if not len(self.reviews):
+            return 0
+        known = {self.key(entry) for entry in self.entries}
+        return sum(key not in known and (self.with_negatives or not key.negative) for key in self.reviews.prompts())
 
 
 def find_runs(root: Path, named: str = "") -> list[Path]:
@@ -226,7 +238,7 @@ def read_finished(sources: Sources, *, negatives: bool = True, reviews: bool = T
         negatives: read `negatives/<concept>.json` too.
         reviews: read `reviews.jsonl` too.
     """
-    found = Finished(sources)
+    found = Finished(sources, with_negatives=negatives)
     for concept in CONCEPTS:
         _read_summary(found, concept)
     for concept in CONCEPTS if negatives else ():
@@ -252,9 +264,9 @@ def _read_summary(found: Finished, concept: str) -> None:
     _add_entries(found, concept, summary.prompt_verifications or [], families)
 
 
-def _each(entries: list[object] | None, kind: type[B]) -> Iterator[B]:
-    """The entries that are of a kind."""
-    for entry in entries or ():
+def _each(entries: object, kind: type[B]) -> Iterator[B]:
+    """The entries of a list that are of a kind; none where it is no list."""
+    for entry in entries if isinstance(entries, list) else ():
         try:
             yield kind.model_validate(entry)
         except ValueError:

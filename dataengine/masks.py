@@ -21,6 +21,8 @@ from dataengine.records import Rle
 
 BoolArray = npt.NDArray[np.bool_]
 
+MOST_PIXELS = 2**31 - 1  # of a mask: its runs are 32-bit numbers in C
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -69,6 +71,14 @@ class Mask:
     def from_rle(cls, rle: Rle) -> Mask:
         """From its form in JSON."""
         return cls(rle.size[0], rle.size[1], rle.counts)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the runs fill the size: C code trusts them, so those of a file must be asked before anything else."""
+        if self.height * self.width > MOST_PIXELS or not self.counts.isascii():
+            return False
+        runs = _runs(self.counts)
+        return bool(len(runs) and runs[0] >= 0 and (runs[1:] > 0).all() and runs.sum() == self.height * self.width)
 
     @property
     def rle(self) -> Rle:

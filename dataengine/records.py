@@ -384,7 +384,8 @@ class Agreement(Record):
     reviewers: Annotated[dict[str, int], Field(description="prompts that each has judged, negatives too")]
     pairs: list[ReviewerPair]
     reviewed_share: Annotated[
-        dict[str, float], Field(description="of the engine's accepted and of its rejected prompts, the share judged")
+        dict[str, float | None],
+        Field(description="of the engine's accepted and of its rejected prompts, the share judged; null of none"),
     ]
     usd_per_pair: Annotated[
         float | None, Field(description="cost of all over accepted prompts times precision; null where unknown")

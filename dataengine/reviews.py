@@ -1,8 +1,8 @@
 """`reviews.jsonl`: what people decided of a run folder's prompts, one line a decision; lines are only ever added.
 
 The file is replayed when it is read. A reviewer's word on a prompt is their last decision that was not undone, and the
-word that counts is the last of all reviewers'. A decision is about one prompt and its masks, which `basis` tells: where
-the engine has made others since, it lapses.
+word that counts is the last of all reviewers'; who only changes a prompt leaves the verdict as it was. A decision is
+about one prompt and its masks, which `basis` tells: where the engine has made others since, it lapses.
 """
 
 from __future__ import annotations
@@ -71,14 +71,17 @@ class Reviews:
         """Prompts that somebody's word stands on."""
         return sum(map(bool, self._standing.values()))
 
-    def keys(self) -> set[Key]:
+    def prompts(self) -> set[Key]:
         """The prompts that somebody's word stands on."""
         return {key for key, standing in self._standing.items() if standing}
 
     def word(self, key: Key) -> Judged | None:
-        """The word that counts on a prompt: the last of all reviewers'."""
+        """The word that counts on a prompt: the last of all reviewers', and the last verdict that any has given."""
         standing = self._standing.get(key)
-        return standing[-1].after if standing else None
+        if not standing:
+            return None
+        verdicts = [decision.after.verdict for decision in standing if decision.after.verdict]
+        return standing[-1].after.model_copy(update={"verdict": verdicts[-1] if verdicts else None})
 
     def words(self, key: Key) -> dict[str, Judged]:
         """Each reviewer's own word on a prompt."""
@@ -126,10 +129,13 @@ def _write(handle: int, data: bytes) -> None:
     if size:
         os.lseek(handle, size - 1, os.SEEK_SET)
         data = data if os.read(handle, 1) == b"\n" else b"\n" + data
-    if os.write(handle, data) < len(data):  # a full disk takes a part of the line
+    try:
+        if os.write(handle, data) < len(data):  # a full disk takes a part of the line
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(handle)
+    except OSError:
         os.truncate(handle, size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.fsync(handle)
+        raise
 
 
 @contextlib.contextmanager

@@ -47,14 +47,18 @@ class Sources:
         name = place.removeprefix(_INSIDE)
         return self.folder / name if name != place else Path(place.removeprefix(_TYPED))
 
+    def has(self, place: str) -> bool:
+        """Whether there is such a file, and it may be read."""
+        path = self.path(place)
+        return is_file(path) and (self.within is None or is_within(path, self.within))
+
     def read(self, place: str) -> bytes | None:
         """A file's bytes; None where there is no such file. Raises OSError where it cannot be read."""
-        path = self.path(place)
-        if not is_file(path) or (self.within and not is_within(path, self.within)):
+        if not self.has(place):
             self.digests[place] = ABSENT
             return None
         try:
-            data = path.read_bytes()
+            data = self.path(place).read_bytes()
         except OSError:
             self.sure = False
             raise

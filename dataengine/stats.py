@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from dataengine.card import rate_text
 from dataengine.console import cost_text, say
@@ -20,6 +20,7 @@ from dataengine.finished import find_runs
 from dataengine.forecast import money
 from dataengine.images import EXPORT_MANIFEST
 from dataengine.records import Agreement, ConceptAgreement, ExportManifest, Figures, Share, Spread
+from dataengine.sources import is_file
 
 PATIENCE = 2.0  # seconds of work before worker processes, which need about one to start, are worth it
 
@@ -31,7 +32,7 @@ def figures_of(root: Path) -> Figures:
         UsageError: it is none of these.
         DataEngineError: a worker process was killed.
     """
-    if (root / EXPORT_MANIFEST).is_file():
+    if is_file(root / EXPORT_MANIFEST):
         return _of_export(root)
     counting = Counting()
     with Workers(processors(), PATIENCE) as pool:
@@ -77,7 +78,8 @@ def _print_head(console: Console, figures: Figures) -> None:
     table = Table(title="Figures", show_header=False, title_justify="left")
     table.add_row("images", f"{figures.images:,}")
     if figures.described_regions or figures.accepted_regions:
-        table.add_row("regions", f"{figures.accepted_regions:,} of {figures.described_regions:,} accepted")
+        told = f"of {figures.described_regions:,} " if figures.described_regions else ""
+        table.add_row("regions", f"{figures.accepted_regions:,} {told}accepted")
     for name, shares in (("prompts", figures.prompts), ("negatives", figures.negatives)):
         accepted = sum(share.accepted for share in shares.values())
         table.add_row(name, f"{accepted:,} of {accepted + sum(s.rejected for s in shares.values()):,} accepted")
@@ -132,7 +134,7 @@ def _stages_table(figures: Figures) -> Table:
     for stage, of in figures.stages.items():
         mean = f"{of.seconds / of.steps:.2f}" if of.steps else "-"
         told = (f"{of.usage.calls:,}", f"{of.usage.input_tokens:,}", f"{of.usage.output_tokens:,}", money(of.usage.usd))
-        table.add_row(stage, f"{of.steps:,}", f"{of.seconds:,.1f}", mean, *told)
+        table.add_row(_cell(stage), f"{of.steps:,}", f"{of.seconds:,.1f}", mean, *told)
     return table
 
 
@@ -162,14 +164,24 @@ def agreement_lines(found: Agreement) -> Iterator[str]:
         kappa = "not defined, all verdicts are the same" if pair.kappa is None else f"{pair.kappa:.2f}"
         both = f"{pair.first} and {pair.second}: {pair.agreed:.0%} equal verdicts on {pair.prompts:,} prompts"
         yield one_line(f"{both}, Cohen's kappa {kappa}")
-    accepted, rejected = found.reviewed_share["accepted"], found.reviewed_share["rejected"]
-    yield f"Judged: {accepted:.1%} of the accepted, {rejected:.1%} of the rejected prompts and negatives"
-    if max(accepted, rejected) > 1.5 * min(accepted, rejected):
-        high = "too high" if accepted > rejected else "too low"
-        yield f"These shares differ, so recall is {high}: judge a sample (`dataengine review --sample 200`)"
+    yield from _evenness(found)
     if found.usd_per_pair is not None:
         yield f"Cost of a pair that a person would accept: {money(found.usd_per_pair)}"
 
 
-def _cell(text: str) -> str:
-    return escape(one_line(text))
+def _evenness(found: Agreement) -> Iterator[str]:
+    """How much of the accepted and of the rejected prompts was judged, and what that does to recall."""
+    accepted, rejected = found.reviewed_share["accepted"], found.reviewed_share["rejected"]
+    if accepted is None or rejected is None:
+        told = "accepted" if rejected is None else "rejected"
+        yield f"Judged: {accepted or rejected or 0:.1%} of the prompts and negatives, which the engine has all {told}"
+        return
+    yield f"Judged: {accepted:.1%} of the accepted, {rejected:.1%} of the rejected prompts and negatives"
+    if max(accepted, rejected) > 1.5 * min(accepted, rejected):
+        high = "too high" if accepted > rejected else "too low"
+        yield f"These shares differ, so recall is {high}: judge a sample (`dataengine review --sample 200`)"
+
+
+def _cell(text: str) -> Text:
+    """Any text as it is, on one line: a string would be taken for rich's markup."""
+    return Text(one_line(text))

@@ -58,6 +58,7 @@ def stage(
     pngs: dict[Bits, tuple[bytes, str]] = {}  # prompts that mean the same have one mask
     samples = [_staged(out, folder.name, number, sample, pngs) for number, sample in enumerate(run.samples)]
     maker = run.found.maker
+    paid = maker.paid if maker else None
     return Staged(
         run=run_text(folder),
         negatives=negatives,
@@ -71,8 +72,8 @@ def stage(
         judged=judged_prompts(run.found),
         verdicts=_verdicts(run.found, negative=False),
         refused=_verdicts(run.found, negative=True),
-        maker=maker.model_dump_json(exclude={"usage"}) if maker else "",
-        usage=sum(maker.usage.values(), Usage()) if maker else Usage(usd=None),
+        maker=maker.model_dump_json(exclude={"usage", "complete"}) if maker else "",
+        usage=Usage(usd=None) if paid is None else sum(paid.values(), Usage()),
     ).model_dump_json()
 
 

@@ -171,7 +171,7 @@ class Desk:
             run = self._runs[name]
             with run.lock:
                 reviews = self._fresh(run)
-            for key in reviews.keys():  # noqa: SIM118 - no mapping
+            for key in reviews.prompts():
                 number = places.get((name, key))
                 if number is not None:
                     words[number] = self._words(reviews, key, reviewer)
