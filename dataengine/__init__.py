@@ -3,4 +3,4 @@
 The method is in `pipeline.py`. Importing the package imports nothing heavy; parts are imported when built.
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

@@ -16,9 +16,8 @@ from dataengine.card import CARD, END, OWN, UNTOLD, rate_text, write_card
 from dataengine.errors import OutputError, one_line
 from dataengine.exporters.convseg import export
 from dataengine.records import CONCEPT_FAMILIES, ExportManifest, Rate
-from tests.exporters.folders import box, our_run, picture, prompt, published_run, save, write_negatives
+from tests.exporters.folders import box, decide, our_run, picture, prompt, published_run, save, write_negatives
 from tests.exporters.test_exporting_again import assert_like_new, edit
-from tests.exporters.test_reviewed import decide
 
 PART = {"name": "vlm", "version": "3", "detail": {"model": "gemini", "sdk": "2.1"}}
 

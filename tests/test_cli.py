@@ -15,7 +15,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from dataengine import records
-from dataengine.cli import main
+from dataengine.cli import COMMANDS, main
 from dataengine.leases import Owner
 from dataengine.settings import SAM2_CONFIGS
 from tests.photos import coffee, opened, photo, save_rotated, write_refused, write_unusual
@@ -261,7 +261,7 @@ def test_unknown_flags_are_refused_by_name(capfd: pytest.CaptureFixture[str]) ->
         assert flag in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["export"], ["demo"], ["show"], ["doctor"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_shows_an_example_and_imports_nothing_heavy(command: list[str]) -> None:
     """What makes `--help` quick is what it does not import."""
     code = (
@@ -302,6 +302,9 @@ def test_demo_writes_five_runs_and_an_export_and_show_prints_one(
     assert all(
         Path(line.removeprefix("Look at ")).is_file() for line in said.splitlines() if line.startswith("Look at")
     )
+    assert f"Report: {tmp_path / 'report.html'} (" in said
+    assert (tmp_path / "report.html").read_bytes().count(b"data:image/jpeg") == 5
+    assert (tmp_path / "export" / "DATASET_CARD.md").is_file()
     assert main(["show", str(runs[0])]) == 0
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("Regions", "Prompts: physics", "Negatives", "ACCEPT", "REJECT"))
@@ -384,13 +387,16 @@ WITHOUT_EXTRAS = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"pydantic_ai", "genai_prices", "httpx2", "tenacity", "torch", "transformers"}:
+        missing = {"pydantic_ai", "genai_prices", "httpx2", "tenacity", "torch", "transformers", "fastapi", "uvicorn"}
+        if name.partition(".")[0] in missing:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
 from dataengine.cli import main
 run = ["run", "-i", "photo.png", "-o", "runs", "--preset", "offline", "--max_regions", "2"]
-for command in (run, [*run, "--explain"], [*run, "--dry_run"], ["status", "runs"], ["retry", "runs"]):
+looks = [[name, "runs"] for name in ("status", "retry", "stats", "report", "agreement")]
+for command in (run, [*run, "--explain"], [*run, "--dry_run"], *looks):
     assert main(command) == 0, command
+assert main(["review", "runs"]) == 2
 """
 
 
@@ -401,3 +407,4 @@ def test_the_offline_preset_needs_no_extra(tmp_path: Path) -> None:
         [sys.executable, "-c", WITHOUT_EXTRAS], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert done.stderr == "error: the review page needs fastapi and uvicorn. pip install 'dataengine[review]'\n"

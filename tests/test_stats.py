@@ -24,9 +24,18 @@ from dataengine.records import (
     Usage,
 )
 from dataengine.stats import agreement_lines, figures_of
-from tests.exporters.folders import box, our_run, picture, prompt, published_run, save, write_json, write_negatives
+from tests.exporters.folders import (
+    box,
+    decide,
+    our_run,
+    picture,
+    prompt,
+    published_run,
+    save,
+    write_json,
+    write_negatives,
+)
 from tests.exporters.test_exporting_again import edit
-from tests.exporters.test_reviewed import decide
 
 MANIFEST = "export_manifest.json"
 LEFT_AREA, BOTH_AREA = 250 / 2400, 625 / 2400  # of the masks in `folders`: 10x25 and 15x25 pixels of 40x60

@@ -47,8 +47,8 @@ def serve(
         import uvicorn
 
         from dataengine.review.server import application
-    except ImportError as error:
-        message = f"the review page needs {error.name}"
+    except ImportError:
+        message = "the review page needs fastapi and uvicorn"
         raise MissingPartError(message, hint="pip install 'dataengine[review]'") from None
     desk = Desk(runs, sample=sample, seed=seed, blind=blind)
     if desk.left_out:

@@ -6,14 +6,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from uuid import uuid4
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from dataengine.finished import read_finished
 from dataengine.images import RgbArray
 from dataengine.masks import BoolArray
-from dataengine.records import RunRecord, Source
+from dataengine.records import Decision, Judged, RunRecord, Source, Verdict
+from dataengine.reviews import append
+from dataengine.sources import Sources
 
 Prompt = dict[str, object]
 
@@ -152,3 +156,30 @@ def write_negatives(folder: Path, concept: str, *verdicts: str) -> None:
         for number, verdict in enumerate(verdicts)
     ]
     write_json(folder / "negatives" / f"{concept}.json", entries)
+
+
+def decide(
+    folder: Path,
+    number: int,
+    verdict: Verdict | None = "ACCEPT",
+    *,
+    by: str = "ana",
+    text: str | None = None,
+    regions: Sequence[int] | None = None,
+    undoes: Decision | None = None,
+) -> Decision:
+    """Write a decision on one of a run folder's entries; its text and regions stay where no others are given."""
+    found = read_finished(Sources(folder))
+    entry = found.entries[number]
+    before = Judged(verdict=None, prompt=entry.prompt, satisfying=list(entry.satisfying))
+    after = Judged(
+        verdict=verdict,
+        prompt=entry.prompt if text is None else text,
+        satisfying=list(entry.satisfying if regions is None else regions),
+    )
+    told = {"reviewer": by, "blind": False, "engine": "ACCEPT" if entry.accepted else "REJECT"}
+    done = {"action": "undo" if undoes else "accept", "undoes": undoes.id if undoes else None}
+    about = vars(found.key(entry)) | told | done | {"before": before, "after": after}
+    decision = Decision.model_validate({**about, "id": uuid4().hex, "at": "2026-01-01T00:00:00.000+00:00"})
+    append(folder, decision)
+    return decision

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -16,41 +15,14 @@ from dataengine.exporters import runs, staging
 from dataengine.exporters.convseg import export
 from dataengine.exporters.runs import read_run
 from dataengine.finished import read_finished
-from dataengine.records import CONCEPTS, Decision, ExportManifest, Judged, ReviewMode, Verdict
+from dataengine.records import CONCEPTS, ExportManifest, ReviewMode, Verdict
 from dataengine.reviews import append
 from dataengine.sources import Sources
-from tests.exporters.folders import LEFT, RIGHT, our_run, picture, prompt, save, write_negatives
+from tests.exporters.folders import LEFT, RIGHT, decide, our_run, picture, prompt, save, write_negatives
 from tests.exporters.test_exporting_again import assert_like_new, edit, files_of, stamps_of
 
 MODES: tuple[ReviewMode, ...] = ("apply", "ignore", "only")
 ACCEPTED, REJECTED, ABSENT, PRESENT = range(4)  # the entries of `make_run`: two prompts, then two negatives
-
-
-def decide(
-    folder: Path,
-    number: int,
-    verdict: Verdict | None = "ACCEPT",
-    *,
-    by: str = "ana",
-    text: str | None = None,
-    regions: Sequence[int] | None = None,
-    undoes: Decision | None = None,
-) -> Decision:
-    """Write a decision on one of a run folder's entries; its text and regions stay where no others are given."""
-    found = read_finished(Sources(folder))
-    entry = found.entries[number]
-    before = Judged(verdict=None, prompt=entry.prompt, satisfying=list(entry.satisfying))
-    after = Judged(
-        verdict=verdict,
-        prompt=entry.prompt if text is None else text,
-        satisfying=list(entry.satisfying if regions is None else regions),
-    )
-    told = {"reviewer": by, "blind": False, "engine": "ACCEPT" if entry.accepted else "REJECT"}
-    done = {"action": "undo" if undoes else "accept", "undoes": undoes.id if undoes else None}
-    about = vars(found.key(entry)) | told | done | {"before": before, "after": after}
-    decision = Decision.model_validate({**about, "id": uuid4().hex, "at": "2026-01-01T00:00:00.000+00:00"})
-    append(folder, decision)
-    return decision
 
 
 def make_run(root: Path, name: str = "out_region_refine_a") -> Path:
