@@ -2,7 +2,7 @@
 VENV := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 PYTHON := $(VENV)/bin/python
 
-.PHONY: demo loop check format docs picture
+.PHONY: demo loop check format docs picture screenshot
 
 $(VENV)/.dataengine-dev: pyproject.toml
 	test -x $(PYTHON) || python3 -m venv $(VENV)
@@ -34,3 +34,6 @@ docs: $(VENV)/.dataengine-dev
 
 picture: $(VENV)/.dataengine-dev
 	$(PYTHON) scripts/draw_readme_picture.py
+
+screenshot: $(VENV)/.dataengine-dev
+	$(PYTHON) scripts/shoot_review_page.py

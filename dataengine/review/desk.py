@@ -288,7 +288,7 @@ class Desk:
         verdict: Verdict = "ACCEPT" if entry.accepted else "REJECT"
         return Decision(
             id=asked.id,
-            at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            at=datetime.now(UTC).isoformat(timespec="microseconds"),
             reviewer=asked.reviewer,
             blind=self.blind,
             concept=asked.concept,
