@@ -14,14 +14,13 @@ import numpy as np
 from pydantic import BaseModel
 
 from dataengine.agreement import JudgedPrompt, agreement, judged_prompts
-from dataengine.finished import Entry, Finished, Region, SkipError, read_finished
+from dataengine.finished import Entry, Finished, SkipError, read_finished
 from dataengine.masks import Mask
 from dataengine.records import (
     CONCEPT_FAMILIES,
     CONCEPTS,
     Concern,
     Figures,
-    Rle,
     Share,
     Spread,
     StageFigures,
@@ -163,16 +162,15 @@ def _why(entry: Entry) -> str:
 
 
 def _area(found: Finished, satisfying: Sequence[int]) -> float | None:
-    """Share of the photo inside a prompt's mask; from the run lengths of `accepted.json` where it has them, in C."""
+    """Share of the photo inside a prompt's mask, from run lengths where they are told: that is much faster."""
     try:
         known = found.masks.regions
     except SkipError:  # counted once, for all prompts
         return None
     try:
-        regions = [known[index] for index in satisfying if index in known]
-        masks = [_instances(region) for region in regions]
-        if len(regions) == len(satisfying) and all(masks):
-            whole = Mask.union([mask for those in masks for mask in those])
+        masks = [found.masks.told(index) for index in satisfying if index in known]
+        if len(masks) == len(satisfying) and all(masks):
+            whole = Mask.union([mask for mask in masks if mask])
             return whole.area / (whole.height * whole.width)
         union = found.masks.union(satisfying)
         return union.area / (union.height * union.width)
@@ -181,15 +179,6 @@ def _area(found: Finished, satisfying: Sequence[int]) -> float | None:
     except ValueError:
         found.skipped["masks_differ_in_size"] += 1
     return None
-
-
-def _instances(region: Region) -> list[Mask]:
-    """A region's masks as its run lengths tell them; none where they are told badly or not at all."""
-    try:
-        masks = [Mask.from_rle(Rle.model_validate(instance)) for instance in region.instances]
-    except ValueError:
-        return []
-    return masks if all(mask.is_sound for mask in masks) else []
 
 
 def _stages(found: Finished) -> dict[str, StageSeen]:

@@ -23,8 +23,8 @@ from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter
 from dataengine.bits import Bits
 from dataengine.errors import UsageError
 from dataengine.journal import digest
-from dataengine.masks import BoolArray
-from dataengine.records import CONCEPTS, Judged, PartRecord, Usage
+from dataengine.masks import BoolArray, Mask
+from dataengine.records import CONCEPTS, Judged, PartRecord, Rle, Usage
 from dataengine.reviews import Key, Reviews
 from dataengine.run_folder import ACCEPTED, ACCEPTED_DIR, NEGATIVES, REVIEWS, RUN, SUMMARY
 from dataengine.sources import Sources, inside, is_file, typed
@@ -331,6 +331,7 @@ class RegionMasks:
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._done: dict[int, Bits | SkipError] = {}
+        self._told: dict[int, Mask | None] = {}
         self._unions: dict[frozenset[int], Bits] = {}  # prompts that mean the same share one
         self._regions: dict[int, Region] | SkipError
         try:
@@ -375,6 +376,12 @@ class RegionMasks:
             raise mask
         return mask
 
+    def told(self, index: int) -> Mask | None:
+        """One region's mask as `accepted.json` tells it, without reading a file; None where it does not, or wrongly."""
+        if index not in self._told:
+            self._told[index] = _told(self.regions[index])
+        return self._told[index]
+
     def _read(self, region: Region) -> Bits | SkipError:
         reason = "mask_missing"
         for named, decode in ((region.mask_path, png_mask), (region.mask_npz_path, _npz_mask)):
@@ -401,6 +408,14 @@ def _regions(sources: Sources) -> dict[int, Region]:
     for region in _each(entries, Region):
         found.setdefault(region.index, region)
     return found
+
+
+def _told(region: Region) -> Mask | None:
+    try:
+        masks = [Mask.from_rle(Rle.model_validate(instance)) for instance in region.instances]
+        return Mask.union(masks) if masks and all(mask.is_sound for mask in masks) else None
+    except ValueError:  # no run lengths, or of several sizes
+        return None
 
 
 def _mask_places(named: str | None) -> list[str]:

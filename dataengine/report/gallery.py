@@ -6,6 +6,8 @@ import base64
 import hashlib
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel
 
@@ -82,7 +84,7 @@ def look(folder: Path, pictures: Path | None) -> str:
     regions = []
     for index in _regions(found):
         try:
-            mask = shrunk_mask(found.masks.mask(index), size[1], size[0])
+            mask = _small(found, index, *size)
         except SkipError as skip:
             found.skipped[skip.reason] += 1
             continue
@@ -99,6 +101,15 @@ def look(folder: Path, pictures: Path | None) -> str:
         prompts=[_prompt(found, entry) for entry in found.entries],
         seen=seen(found),
     ).model_dump_json()
+
+
+def _small(found: Finished, index: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """A region's mask at the size of the picture; raises SkipError."""
+    told = found.masks.told(index)
+    small = told.resized(height, width) if told else None
+    if small and small.area:
+        return small.array().view(np.uint8)
+    return shrunk_mask(found.masks.mask(index), height, width)
 
 
 def _regions(found: Finished) -> list[int]:
