@@ -149,7 +149,12 @@ CHANGES: list[tuple[dict[str, Any], dict[str, str], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "versions", "stages"), CHANGES, ids=lambda value: str(value)[:60])
+def _named(value: object) -> str:
+    """A test's name, the same in every process: a set has no order of its own."""
+    return str(sorted(value) if isinstance(value, set) else value)[:60]
+
+
+@pytest.mark.parametrize(("change", "versions", "stages"), CHANGES, ids=_named)
 def test_what_is_told_is_what_is_asked(
     world: World, change: dict[str, Any], versions: dict[str, str], stages: set[str]
 ) -> None:

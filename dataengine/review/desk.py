@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dataengine.errors import DataEngineError, ImageError, UsageError
 from dataengine.finished import Entry, Finished, SkipError, find_runs, read_finished
 from dataengine.images import read_photo, shrunk
+from dataengine.journal import digest
 from dataengine.jpeg import jpeg
 from dataengine.outlines import path, shrunk_mask, widest
 from dataengine.overlays import PALETTE
@@ -50,6 +51,7 @@ class Asked(BaseModel):
     """A decision as a page sends it.
 
     Attributes:
+        desk: for which it was made.
         prompt, satisfying: as the page shows them: for `edit` and `regions` what they become, else what is judged.
         undoes: the decision to take back, for `undo`.
     """
@@ -57,6 +59,7 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     id: Annotated[str, Field(pattern=r"^[0-9a-zA-Z-]{8,64}$")]
+    desk: str
     reviewer: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
     run: str
     concept: Concept
@@ -72,6 +75,10 @@ class Asked(BaseModel):
     def key(self) -> Key:
         """The prompt it is about."""
         return Key(self.concept, self.negative, self.index, self.basis)
+
+
+class AnotherDeskError(RefusedError):
+    """A decision for another desk: it may be here again when the page asks again."""
 
 
 class Item(NamedTuple):
@@ -125,6 +132,7 @@ class Desk:
         blind: tell nobody the engine's verdicts, or another's.
 
     Attributes:
+        name: of the folder, as a digest: a browser may know many desks by one address.
         items: the prompts, by run folder.
         left_out: run folders that are links to elsewhere.
 
@@ -134,6 +142,7 @@ class Desk:
 
     def __init__(self, root: Path, *, sample: int | None = None, seed: int = 0, blind: bool = False) -> None:
         self.root, self.blind = Path(os.path.realpath(root)), blind
+        self.name = digest(path_text(self.root))
         folders = find_runs(root)
         own = [folder for folder in folders if is_within(folder, self.root)]
         self.left_out = len(folders) - len(own)
@@ -178,6 +187,7 @@ class Desk:
                     own.extend((number, decision) for decision in reviews.decisions(key, reviewer))
         own.sort(key=lambda entry: entry[1].at)
         return {
+            "desk": self.name,
             "blind": self.blind,
             "palette": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in PALETTE],
             "prompts": [self._short(item) for item in self.items],
@@ -260,13 +270,16 @@ class Desk:
             What people have said of the prompt now.
 
         Raises:
-            RefusedError: there is no such prompt (any more), or the decision does not fit it.
+            AnotherDeskError: it is for another desk.
+        RefusedError: there is no such prompt (any more), or the decision does not fit it.
             OutputError: it cannot be written.
         """
+        if asked.desk != self.name:
+            raise AnotherDeskError("this server has other run folders", hint="Start the review of those again")
         run = self._runs.get(asked.run)
         entry = run.entries.get(asked.key) if run else None
-        if run is None or entry is None:
-            raise RefusedError("no such prompt", hint="Load the page again: its run folder has changed")
+        if run is None or entry is None or not self._stands(run, asked.key):
+            raise RefusedError("no such prompt", hint="Start the review again: its run folder has changed")
         with run.lock:
             reviews = self._fresh(run)
             if asked.id not in reviews:
@@ -274,6 +287,11 @@ class Desk:
                 append(run.folder, decision)
                 reviews.add(decision)
             return self._words(reviews, asked.key, asked.reviewer)
+
+    def _stands(self, run: _Run, key: Key) -> bool:
+        """Whether the run folder still has a prompt, and its regions are those that were shown."""
+        found = self._finished(run.folder)
+        return any(found.key(entry) == key for entry in found.entries)
 
     def _decision(self, asked: Asked, entry: Entry, run: _Run, reviews: Reviews) -> Decision:
         as_made = Judged(verdict=None, prompt=entry.prompt, satisfying=list(entry.satisfying))

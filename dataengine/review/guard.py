@@ -53,6 +53,8 @@ class Guard:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
+            else:
+                await send({"type": "websocket.close"})
             return
 
         async def send_with_headers(message: Message) -> None:

@@ -20,7 +20,7 @@
   let showMasks = true;
   let reviewer = localStorage.getItem("reviewer") || JSON.parse(byId("start").textContent);
   const made = []; // times of verdicts, for the rate
-  const views = new Map(); // by run folder: a promise of its view, with its photo decoded
+  const views = new Map(); // of the last run folders: `loading`, and `found` once it is there, with its photo decoded
 
   const make = (name, className, text) => {
     const element = document.createElement(name);
@@ -48,23 +48,20 @@
   const asMade = (view, prompt) => view.prompts.find(
     (p) => p.concept === prompt.concept && p.negative === prompt.negative && p.index === prompt.index);
   const mine = (prompt) => words[prompt.number][reviewer];
+  const ready = (prompt) => prompt && views.get(prompt.run)?.found;
   const shown = (prompt) => {
-    const made = asMade(prompt.view, prompt);
+    const made = asMade(ready(prompt), prompt);
     return mine(prompt) || { verdict: null, prompt: made.prompt, satisfying: made.satisfying };
   };
 
   const view = (run) => {
-    if (views.has(run)) {
-      const known = views.get(run);
-      views.delete(run);
-      views.set(run, known); // now the newest
-      return known;
-    }
-    const loading = load(run);
-    views.set(run, loading);
-    loading.catch(() => views.delete(run));
+    const known = views.get(run) || {};
+    views.delete(run);
+    views.set(run, known); // now the newest
+    known.loading ||= load(run).then((found) => (known.found = found));
+    known.loading.catch(() => views.delete(run));
     if (views.size > MOST_VIEWS) views.delete(views.keys().next().value);
-    return loading;
+    return known.loading;
   };
   const load = async (run) => {
     const name = encodeURIComponent(run);
@@ -116,17 +113,17 @@
       return;
     }
     remember();
-    if (prompt.view) {
+    const loading = view(prompt.run);
+    if (ready(prompt)) {
       render(prompt);
     } else {
       byId("stage").setAttribute("aria-busy", "true");
-      view(prompt.run).then((found) => {
-        prompt.view = found;
+      loading.then(() => {
         if (current() === prompt) render(prompt);
       }, (error) => {
         if (current() !== prompt) return;
         byId("stage").replaceChildren(make("div", "note", `Cannot be shown: ${error.message}`));
-        setTimeout(() => { if (current() === prompt && !prompt.view) show(); }, PATIENCE);
+        setTimeout(() => { if (current() === prompt && !ready(prompt)) show(); }, PATIENCE);
       });
     }
     for (let step = 1; step <= AHEAD; step++) ahead(at + step);
@@ -134,11 +131,11 @@
   };
   const ahead = (position) => {
     const prompt = prompts[listed[position]];
-    if (prompt) view(prompt.run).then((found) => { prompt.view = found; }, () => {});
+    if (prompt) view(prompt.run).catch(() => {});
   };
 
   const render = (prompt) => {
-    const found = prompt.view;
+    const found = ready(prompt);
     const now = shown(prompt);
     const parts = [picture(found, prompt, now)];
     if (found.image) parts.unshift(found.image);
@@ -169,7 +166,7 @@
 
   const said = (prompt) => {
     const lines = [];
-    const made = asMade(prompt.view, prompt);
+    const made = asMade(ready(prompt), prompt);
     if (!blind) {
       lines.push(make("div", "quiet", `Engine: ${prompt.accepted ? "ACCEPT" : "REJECT"}${made.reason ? ` – ${made.reason}` : ""}`));
     }
@@ -194,10 +191,13 @@
 
   // Decisions.
 
-  const stored = () => `decisions ${location.host}`;
+  // Each waiting decision is kept on its own, so that two windows do not overwrite one another's.
+  let desk = "";
   let queue = [];
   let busy = false;
-  const keep = () => localStorage.setItem(stored(), JSON.stringify(queue));
+  const stored = (id) => `decision ${desk} ${id}`;
+  const keptOnes = () => Object.keys(localStorage).filter((key) => key.startsWith(stored("")))
+    .map((key) => JSON.parse(localStorage.getItem(key))).sort((a, b) => a.made - b.made);
   const tell = (failed) => {
     const state = byId("saved");
     const some = `${queue.length} decision${queue.length === 1 ? "" : "s"}`;
@@ -209,11 +209,12 @@
     const before = shown(prompt);
     const id = crypto.randomUUID ? crypto.randomUUID() : `${Date.now()}-${Math.random().toString(36).slice(2, 12)}`;
     const told = action === "edit" || action === "regions" ? after : before;
-    queue.push({
-      id, reviewer, run: prompt.run, concept: prompt.concept, negative: prompt.negative, index: prompt.index,
+    const decision = {
+      id, desk, reviewer, run: prompt.run, concept: prompt.concept, negative: prompt.negative, index: prompt.index,
       basis: prompt.basis, action, prompt: told.prompt, satisfying: told.satisfying, undoes: undoes ?? null,
-    });
-    keep();
+    };
+    queue.push(decision);
+    localStorage.setItem(stored(id), JSON.stringify({ made: performance.timeOrigin + performance.now(), decision }));
     words[prompt.number] = { ...words[prompt.number], [reviewer]: after };
     if (action !== "undo") history.push({ id, number: prompt.number, before });
     send();
@@ -230,7 +231,7 @@
         answer = await fetch("/decisions", {
           method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(decision),
         });
-        if (answer.status >= 500) throw new Error((await answer.json().catch(() => ({}))).error || answer.statusText);
+        if (answer.status >= 500 || answer.status === 421) throw new Error((await answer.json().catch(() => ({}))).error || answer.statusText);
       } catch (error) {
         tell(true);
         if (answer) toast(error.message);
@@ -238,7 +239,7 @@
         continue;
       }
       queue = queue.filter((other) => other.id !== decision.id);
-      keep();
+      localStorage.removeItem(stored(decision.id));
       const told = await answer.json().catch(() => ({}));
       const number = prompts.findIndex((p) => p.run === decision.run && p.basis === decision.basis
         && p.concept === decision.concept && p.negative === decision.negative && p.index === decision.index);
@@ -257,7 +258,7 @@
 
   const judge = (verdict) => {
     const prompt = current();
-    if (!prompt?.view) return;
+    if (!ready(prompt)) return;
     const now = shown(prompt);
     if (verdict === "ACCEPT" && !prompt.negative && !now.satisfying.length) {
       toast("It means no region: choose one with its number before you accept it");
@@ -271,7 +272,7 @@
 
   const toggle = (position) => {
     const prompt = current();
-    const region = prompt?.view?.regions[position];
+    const region = ready(prompt)?.regions[position];
     if (!region || prompt.negative) return;
     const now = shown(prompt);
     const satisfying = now.satisfying.includes(region.index)
@@ -292,13 +293,12 @@
       else { listed.splice(at, 0, last.number); }
       show();
     };
-    if (prompt.view) turn();
-    else view(prompt.run).then((found) => { prompt.view = found; turn(); }, (error) => toast(error.message));
+    view(prompt.run).then(turn, (error) => { history.push(last); toast(error.message); });
   };
 
   const edit = () => {
     const prompt = current();
-    if (!prompt?.view) return;
+    if (!ready(prompt)) return;
     byId("edit-text").value = shown(prompt).prompt;
     byId("prompt").hidden = true;
     byId("edit").hidden = false;
@@ -332,7 +332,8 @@
 
   const disagrees = (prompt) => {
     const told = Object.values(words[prompt.number]).map((word) => word.verdict).filter(Boolean);
-    return new Set([...told, ...(told.length ? [prompt.accepted ? "ACCEPT" : "REJECT"] : [])]).size > 1;
+    if (told.length && !blind) told.push(prompt.accepted ? "ACCEPT" : "REJECT");
+    return new Set(told).size > 1;
   };
   const fits = (prompt, { concept, family, verdict, kind, state }) => {
     const own = mine(prompt)?.verdict;
@@ -343,7 +344,10 @@
       && (!state || { unreviewed: !own, accepted: own === "ACCEPT", rejected: own === "REJECT",
         disagreement: disagrees(prompt) }[state]);
   };
-  const wanted = () => Object.fromEntries(filters.map((id) => [id, byId(id).value]));
+  const wanted = () => {
+    const now = Object.fromEntries(filters.map((id) => [id, byId(id).value]));
+    return blind ? { ...now, verdict: "", state: now.state === "disagreement" ? "" : now.state } : now;
+  };
   const apply = (number) => {
     const now = wanted();
     const set = filters.filter((id) => now[id]);
@@ -383,16 +387,16 @@
   const reload = async (number) => {
     const told = await fetchPrompts().catch(() => null);
     if (told && number >= 0) words[number] = told.words[number] || {};
-    if (told && prompts[number] === current()) render(current());
+    if (told && prompts[number] === current() && ready(current())) render(current());
   };
   const begin = async () => {
     const told = await fetchPrompts();
-    ({ blind, palette } = told);
+    ({ blind, palette, desk } = told);
     document.body.classList.toggle("blind", blind);
     prompts = told.prompts.map((prompt, number) => ({ ...prompt, number }));
     words = prompts.map((prompt) => told.words[prompt.number] || {});
     history = told.history;
-    queue = JSON.parse(localStorage.getItem(stored()) || "[]");
+    queue = keptOnes().map((kept) => kept.decision);
     byId("reviewer").value = reviewer;
     offer("concept", new Set(prompts.map((prompt) => prompt.concept)));
     const hash = new URLSearchParams(location.hash.slice(1));
@@ -418,6 +422,7 @@
     history = told.history;
   };
 
+  const MOVES = ["j", "k", "arrowright", "arrowdown", "arrowleft", "arrowup"];
   const KEYS = {
     a: () => judge("ACCEPT"), r: () => judge("REJECT"), u: undo, e: edit, m: masks,
     j: () => move(1), arrowright: () => move(1), arrowdown: () => move(1),
@@ -426,7 +431,7 @@
     "?": () => byId("help").showModal(),
   };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || byId("help").open) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || byId("help").open) return;
     if (event.target === byId("edit-text")) {
       if (event.key === "Enter" || event.key === "Escape") {
         event.preventDefault();
@@ -442,7 +447,7 @@
     const action = /^[1-9]$/.test(event.key) ? () => toggle(Number(event.key) - 1) : KEYS[event.key.toLowerCase()];
     if (!action) return;
     event.preventDefault();
-    action();
+    if (!event.repeat || MOVES.includes(event.key.toLowerCase())) action(); // a key held down decides once
   });
   let byPointer = false;
   const buttons = {
@@ -450,7 +455,11 @@
     next: () => move(1), previous: () => move(-1), "help-button": () => byId("help").showModal(),
   };
   for (const [id, action] of Object.entries(buttons)) {
-    byId(id).addEventListener("click", () => { action(); if (id !== "change") byId(id).blur(); });
+    byId(id).addEventListener("click", () => {
+      if (!byId("edit").hidden && id !== "help-button") endEdit(true);
+      action();
+      if (id !== "change") byId(id).blur();
+    });
   }
   byId("edit").addEventListener("submit", (event) => event.preventDefault());
   byId("filters").addEventListener("submit", (event) => { event.preventDefault(); byId("reviewer").blur(); });
@@ -469,6 +478,6 @@
     location.reload();
   });
   window.addEventListener("beforeunload", (event) => { if (queue.length) event.preventDefault(); });
-  window.addEventListener("resize", () => { const prompt = current(); if (prompt?.view) render(prompt); });
+  window.addEventListener("resize", () => { const prompt = current(); if (ready(prompt)) render(prompt); });
   begin().catch((error) => { byId("saved").className = "failed"; byId("saved").textContent = `cannot load: ${error.message}`; });
 })();

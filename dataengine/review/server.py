@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from dataengine.errors import DataEngineError
 from dataengine.report import policy
-from dataengine.review.desk import LONGEST_NAME, Asked, Desk, RefusedError
+from dataengine.review.desk import LONGEST_NAME, AnotherDeskError, Asked, Desk, RefusedError
 from dataengine.review.guard import App, Guard
 
 
@@ -71,6 +71,8 @@ def _decided(desk: Desk, body: bytes) -> Response:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         return _told(f"{'.'.join(map(str, first['loc'])) or 'body'}: {first['msg']}", 422)
+    except AnotherDeskError as error:
+        return _told(str(error), 421)
     except RefusedError as error:
         return _told(str(error), 409)
     except DataEngineError as error:

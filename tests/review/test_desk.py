@@ -29,7 +29,12 @@ def asked(desk: Desk, position: int = 0, action: str = "accept", **other: Any) -
     words: Any = desk.listing(reviewer)["words"]
     now = words.get(position, {}).get(reviewer)
     shown = now or {"prompt": item.entry.prompt, "satisfying": list(item.entry.satisfying)}
-    told = {"id": f"{action}-{position}-{len(decisions(desk.root)):06d}", "reviewer": "ana", "run": item.run}
+    told = {
+        "desk": desk.name,
+        "id": f"{action}-{position}-{len(decisions(desk.root)):06d}",
+        "reviewer": "ana",
+        "run": item.run,
+    }
     about = {"concept": item.key.concept, "negative": item.key.negative, "index": item.key.index}
     sent = {"basis": item.key.basis, "action": action, "prompt": shown["prompt"], "satisfying": shown["satisfying"]}
     return Asked.model_validate({**told, **about, **sent, **other})
@@ -219,8 +224,10 @@ def test_regions_that_were_cut_anew_are_another_prompt(runs: Path) -> None:
     desk = Desk(runs)
     old = asked(desk, 0)
     write_masks(runs / "out_region_refine_0", MASKS[:2])
-    with pytest.raises(RefusedError, match="no such prompt"):
-        Desk(runs).decide(old)
+    for now in (desk, Desk(runs)):
+        with pytest.raises(RefusedError, match="no such prompt"):
+            now.decide(old)
+    assert decisions(runs) == []
 
 
 def test_nothing_to_judge_is_one_clear_line(tmp_path: Path) -> None:

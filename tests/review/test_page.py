@@ -228,3 +228,60 @@ def test_two_browsers_at_once_lose_no_decision(chromium: Browser, tmp_path: Path
     found = decisions(runs)
     for reviewer, action in (("ana", "accept"), ("ben", "reject")):
         assert [decision.action for decision in found if decision.reviewer == reviewer] == [action] * 30
+
+
+def test_a_key_that_is_held_down_decides_once(chromium: Browser, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path)
+    with serving(runs, "--reviewer", "ana") as (url, _):
+        page = opened(chromium, url).page
+        for _ in range(5):
+            page.keyboard.down("a")  # from the second on the browser tells of a repeat
+        page.keyboard.up("a")
+        for _ in range(3):
+            page.keyboard.down("j")
+        page.keyboard.up("j")
+        shown(page)
+        all_saved(page)
+        assert page.get_attribute("#stage", "data-number") == "4"
+    assert [decision.action for decision in decisions(runs)] == ["accept"]
+
+
+def test_decisions_of_another_desk_wait_for_it(chromium: Browser, tmp_path: Path) -> None:
+    """The browser knows both by one address."""
+    first, second = make_runs(tmp_path / "a", images=1), make_runs(tmp_path / "b", images=1)
+    with serving(first, "--reviewer", "ana") as (url, process):
+        port = urlsplit(url).port or 0
+        new = opened(chromium, url)
+        process.kill()
+        process.wait()
+        press(new.page, "a r")
+        new.page.wait_for_selector("#saved.failed")
+    with serving(second, "--reviewer", "ana", port=port):
+        other = new.page.context.new_page()
+        other.goto(url)
+        all_saved(other)
+        new.page.close()
+        assert decisions(second) == []
+    with serving(first, "--reviewer", "ana", port=port):
+        other.goto(url)
+        all_saved(other)
+        assert shown(other)
+    assert [decision.action for decision in decisions(first)] == ["accept", "reject"]
+    assert decisions(second) == []
+
+
+def test_pictures_of_long_ago_are_let_go_and_come_again(chromium: Browser, tmp_path: Path) -> None:
+    with serving(make_runs(tmp_path, images=50), "--reviewer", "ana") as (url, _):
+        page = opened(chromium, url).page
+        press(page, "f")
+        page.select_option("#kind", "negative")
+        press(page, "Escape")
+        for _ in range(99):
+            shown(page)
+            press(page, "j")
+        assert page.inner_text("#place").startswith("100 of 100")
+        for _ in range(99):
+            press(page, "k")
+        assert shown(page) == "Segment absent thing 0"
+        press(page, "a")
+        all_saved(page)

@@ -61,7 +61,8 @@ def ask(
 
 def a_decision(server: tuple[str, int], **other: Any) -> bytes:
     """A good decision on the first prompt of the last run folder, with other fields replaced."""
-    prompts = json.loads(ask(server, "/prompts?reviewer=ana")[1])["prompts"]
+    listing = json.loads(ask(server, "/prompts?reviewer=ana")[1])
+    prompts = listing["prompts"]
     first = next(prompt for prompt in prompts if prompt["run"] == prompts[-1]["run"])
     told = {name: first[name] for name in ("run", "concept", "negative", "index", "basis")}
     asked = {
@@ -71,7 +72,7 @@ def a_decision(server: tuple[str, int], **other: Any) -> bytes:
         "prompt": "Segment thing 0",
         "satisfying": [0],
     }
-    return json.dumps({**asked, **told, "undoes": None, **other}).encode()
+    return json.dumps({"desk": listing["desk"], **asked, **told, "undoes": None, **other}).encode()
 
 
 JSON = {"Content_Type": "application/json"}
@@ -275,6 +276,7 @@ def test_a_head_that_says_two_things_is_refused(server: tuple[str, int], headers
         ("satisfying", ["0"], 422),
         ("prompt", "x" * 10_001, 422),
         ("more", 1, 422),
+        ("desk", "another", 421),
         ("run", "../elsewhere/out_region_refine_other", 409),
         ("run", "out_region_refine_linked", 409),
         ("basis", "0" * 16, 409),
