@@ -21,8 +21,7 @@ check: $(VENV)/.dataengine-dev
 	$(PYTHON) -m mypy
 	$(PYTHON) scripts/write_reference.py --check
 	$(PYTHON) -m coverage erase
-	$(PYTHON) -m coverage run -m pytest
-	$(PYTHON) -m coverage combine --quiet
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist worksteal --cov --cov-report=
 	$(PYTHON) -m coverage report --fail-under 90
 
 format: $(VENV)/.dataengine-dev

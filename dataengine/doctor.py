@@ -177,6 +177,7 @@ _LOCAL_MODELS = ("moondream-hf", "grounding-dino", "owlv2", "sam2", "sam3")
 _AI = "pydantic-ai-slim[{}]>=2.68"
 
 LIBRARIES = (
+    Library("jinja2", "jinja2", "3.1"),
     Library("numpy", "numpy", "1.26"),
     Library("opencv-python-headless", "cv2", "4.9"),
     Library("pillow", "PIL", "10.3"),
@@ -185,6 +186,9 @@ LIBRARIES = (
     Library("rich", "rich", "13.7"),
     Library("rich-argparse", "rich_argparse", "1.5"),
     Library("scikit-image", "skimage", "0.24"),
+    Library("scipy", "scipy.stats", "1.11"),
+    Library("fastapi", "fastapi", "0.115", ("review",)),
+    Library("uvicorn", "uvicorn", "0.30", ("review",)),
     Library("tenacity", "tenacity", "9", ("vlm", "moondream")),
     Library("httpx2", "httpx2", "2", ("vlm", "moondream")),
     Library("pydantic-ai-slim", "pydantic_ai", "2.68", ("vlm",), _AI.format("google,openai,anthropic")),

@@ -69,7 +69,7 @@ def test_the_libraries_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     needed = [r for r in project["dependencies"] if ";" not in r]  # what some machines lack is done without
-    wanted = {*needed, *extras["vlm"], *extras["models"]}
+    wanted = {*needed, *extras["vlm"], *extras["models"], *extras["review"]}
     sdks = {"google-genai", "openai", "anthropic"}  # brought by pydantic-ai-slim
     assert {library.requirement for library in LIBRARIES if library.name not in sdks} == wanted
     assert {library.name for library in LIBRARIES if not library.used_by} == {

@@ -51,7 +51,7 @@ def test_the_gallery_shows_filters_and_asks_for_nothing_from_elsewhere(
     new = opened(chromium, write_report(runs, tmp_path / "the report.html").page)
     page = new.page
     page.locator("#gallery").scroll_into_view_if_needed()
-    page.wait_for_selector(".card")
+    page.wait_for_selector(".card >> nth=11", state="attached")
     assert page.inner_text("#shown") == "12 prompts of 3 images"
     assert page.locator(".card.ok").count() == 9 and page.locator(".card.no").count() == 3
     assert page.locator(".card .text", has_text=HARM.split()[0]).first.inner_text() == HARM
