@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
+from dataengine.errors import one_line
 from dataengine.finished import Entry, Finished
+from dataengine.prices import money
 from dataengine.records import CONCEPTS, Agreement, ConceptAgreement, Judged, Rate, ReviewerPair, Share
 
 NEGATIVES = "negatives"
+MOST_REVIEWERS = 50  # of one prompt, by name, of whom every two are compared
+MOST_PAIRS = 20
 
 
 class JudgedPrompt(BaseModel):
@@ -81,15 +85,15 @@ def agreement(
     accepted = sum(share.accepted for share in made.values())
     precision = everything.precision.value
     kept = accepted * precision if precision else 0
-    told = [*made.values(), *negatives.values()]
+    told = made.values()
     return Agreement(
         concepts={name: _compared(those) for name, those in by_concept.items() if those},
         all=everything,
         reviewers=dict(sorted(Counter(name for j in judged for name in j.words).items())),
         pairs=_pairs(judged),
         reviewed_share={
-            "accepted": _part(sum(j.engine for j in judged), sum(share.accepted for share in told)),
-            "rejected": _part(sum(not j.engine for j in judged), sum(share.rejected for share in told)),
+            "accepted": _part(sum(j.engine for j in positives), sum(share.accepted for share in told)),
+            "rejected": _part(sum(not j.engine for j in positives), sum(share.rejected for share in told)),
         },
         usd_per_pair=usd / kept if usd is not None and kept else None,
     )
@@ -128,17 +132,59 @@ def _compared(judged: Sequence[JudgedPrompt]) -> ConceptAgreement:
 
 
 def _pairs(judged: Sequence[JudgedPrompt]) -> list[ReviewerPair]:
-    """Every two reviewers who have judged a prompt in common."""
-    names = sorted({name for j in judged for name in j.words})
-    found = []
-    for first, second in itertools.combinations(names, 2):
-        shared = [(j.words[first], j.words[second]) for j in judged if first in j.words and second in j.words]
-        if shared:
-            agreed = sum(a == b for a, b in shared) / len(shared)
-            pair = ReviewerPair(first=first, second=second, prompts=len(shared), agreed=agreed, kappa=kappa(shared))
-            found.append(pair)
-    return found
+    """Every two reviewers who have judged a prompt in common; of many, those with most prompts."""
+    shared: dict[tuple[str, str], list[tuple[bool, bool]]] = {}
+    for j in judged:
+        for first, second in itertools.combinations(sorted(j.words)[:MOST_REVIEWERS], 2):
+            shared.setdefault((first, second), []).append((j.words[first], j.words[second]))
+    most = sorted(shared.items(), key=lambda entry: (-len(entry[1]), entry[0]))[:MOST_PAIRS]
+    return [
+        ReviewerPair(
+            first=first,
+            second=second,
+            prompts=len(verdicts),
+            agreed=sum(a == b for a, b in verdicts) / len(verdicts),
+            kappa=kappa(verdicts),
+        )
+        for (first, second), verdicts in sorted(most)
+    ]
 
 
 def _part(count: int, of: int) -> float | None:
     return count / of if of else None
+
+
+# In words.
+
+
+def rate_text(rate: Rate) -> str:
+    """A rate with its interval, in percent; a dash where nothing was counted."""
+    if rate.value is None or rate.low is None or rate.high is None:
+        return "-"
+    return f"{rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})"
+
+
+def agreement_lines(found: Agreement) -> Iterator[str]:
+    """Who judged how much, how far they agree, how even the sample is, and the cost of a pair, a line each."""
+    for name, count in found.reviewers.items():
+        yield one_line(f"{name} judged {count:,} prompts")
+    for pair in found.pairs:
+        kappa = "not defined, all verdicts are the same" if pair.kappa is None else f"{pair.kappa:.2f}"
+        both = f"{pair.first} and {pair.second}: {pair.agreed:.0%} equal verdicts on {pair.prompts:,} prompts"
+        yield one_line(f"{both}, Cohen's kappa {kappa}")
+    yield from _evenness(found)
+    if found.usd_per_pair is not None:
+        yield f"Cost of a pair that a person would accept: {money(found.usd_per_pair)}"
+
+
+def _evenness(found: Agreement) -> Iterator[str]:
+    """How much of the accepted and of the rejected prompts was judged, and what that does to recall."""
+    accepted, rejected = found.reviewed_share["accepted"], found.reviewed_share["rejected"]
+    if accepted is None or rejected is None:
+        told = "accepted" if rejected is None else "rejected"
+        yield f"Judged: {accepted or rejected or 0:.1%} of the prompts, which the engine has all {told}"
+        return
+    yield f"Judged: {accepted:.1%} of the accepted, {rejected:.1%} of the rejected prompts"
+    if found.all.recall.value is not None and max(accepted, rejected) > 1.5 * min(accepted, rejected):
+        high = "too high" if accepted > rejected else "too low"
+        yield f"These shares differ, so recall is {high}: judge a sample (`dataengine review --sample 200`)"

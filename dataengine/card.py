@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from dataengine.agreement import agreement_lines, rate_text
 from dataengine.errors import one_line, output_error
 from dataengine.figures import bin_names
 from dataengine.finished import Maker
-from dataengine.records import CONCEPT_FAMILIES, CONCEPTS, Agreement, ExportManifest, Figures, Rate, Share, Spread
+from dataengine.records import CONCEPT_FAMILIES, CONCEPTS, Agreement, ExportManifest, Figures, Share, Spread
 from dataengine.run_folder import write_whole
 
 CARD = "DATASET_CARD.md"
@@ -29,8 +30,6 @@ LEFT_OUT = {
     "satisfying_empty": "it means no region",
     "prompt_blank": "it has no words",
     "mask_empty": "its mask has nothing inside at the image's size",
-    "review_lapsed": "a person's decision about a prompt that is no more, or is another now (no prompt is lost by it)",
-    "review_line_damaged": "a line of reviews.jsonl that cannot be read (no prompt is lost by it)",
 }
 DONE_BY_PEOPLE = {
     "accepted": "accepted by a person",
@@ -38,6 +37,8 @@ DONE_BY_PEOPLE = {
     "verdict_turned": "of both, against the engine's verdict",
     "text_edited": "given another text",
     "regions_changed": "given other regions",
+    "review_lapsed": "decided of, and no more or another now: the decision counts no more",
+    "review_line_damaged": "lines of reviews.jsonl that cannot be read",
 }
 
 
@@ -59,7 +60,8 @@ def write_card(out: Path, manifest: ExportManifest, makers: Mapping[str, int]) -
     except OSError as error:
         raise output_error(error, out / CARD) from error
     own = re.search(rf"{re.escape(OWN)}[ \t]*\n(?:(.*?)\n)?{re.escape(END)}", before, re.DOTALL)
-    text = card(out.name, manifest, makers, own[1] or "" if own else UNTOLD)
+    kept = own[1] or "" if own else before.strip() or UNTOLD  # a card without the two marks is all a user's own
+    text = card(out.name, manifest, makers, kept)
     if text != before:
         write_whole(out / CARD, text.encode("utf-8", "surrogateescape"), durable=False)
 
@@ -160,7 +162,8 @@ def _people(manifest: ExportManifest, found: Agreement | None) -> Iterator[str]:
     if manifest.reviews == "ignore":
         yield "People's decisions were not read for this export (`--reviews ignore`)."
         return
-    done = [f"- {DONE_BY_PEOPLE[name]}: {count:,}" for name, count in manifest.review_counts.items()]
+    counts = manifest.review_counts
+    done = [f"- {words}: {counts[name]:,}" for name, words in DONE_BY_PEOPLE.items() if name in counts]
     wins = "only what they accept is here" if manifest.reviews == "only" else "their word wins over the engine's"
     if done:
         yield f"People's decisions were applied: {wins}. Prompts\n\n" + "\n".join(done)
@@ -176,21 +179,7 @@ def _people(manifest: ExportManifest, found: Agreement | None) -> Iterator[str]:
     ]
     yield _table(("concept", "judged", "corrected", "precision of the engine's ACCEPT", "recall"), rows)
     yield "In brackets 95 % Wilson intervals. What a person corrected counts as not accepted."
-    lines = [f"- {_text(name)} judged {count:,} prompts" for name, count in found.reviewers.items()]
-    for pair in found.pairs:
-        kappa = "not defined" if pair.kappa is None else f"{pair.kappa:.2f}"
-        both = f"{_text(pair.first)} and {_text(pair.second)}"
-        lines.append(f"- {both}: {pair.agreed:.0%} equal verdicts on {pair.prompts:,} prompts, Cohen's kappa {kappa}")
-    yield "\n".join(lines)
-    if found.usd_per_pair is not None:
-        yield f"Cost of a pair that a person would accept: {found.usd_per_pair:.4f} USD."
-
-
-def rate_text(rate: Rate) -> str:
-    """A rate with its interval, in percent; a dash where nothing was counted."""
-    if rate.value is None or rate.low is None or rate.high is None:
-        return "-"
-    return f"{rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%})"
+    yield "\n".join(f"- {_text(line)}" for line in agreement_lines(found))
 
 
 def _limits(makers: Mapping[str, int], figures: Figures) -> Iterator[str]:
@@ -219,7 +208,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _text(text: str) -> str:
     """Any text as Markdown that shows it as it is, on one line, also where a line begins with it."""
     plain = html.escape(one_line(text).strip(), quote=False)
-    plain = re.sub(r"([\\`*\[\]|#~$]|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9]))", r"\\\1", plain)
+    for link, broken in (("://", "&#58;//"), ("www.", "www&#46;"), ("@", "&#64;")):  # else taken for links
+        plain = plain.replace(link, broken)
+    plain = re.sub(r"([\\`*\[\]|~$]|(?<!&)#|(?<![a-zA-Z0-9])_|_(?![a-zA-Z0-9]))", r"\\\1", plain)
     return re.sub(r"^([-+=:])", r"\\\1", re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", plain))
 
 

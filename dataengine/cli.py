@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +200,7 @@ def stats_command(options: argparse.Namespace) -> int:
         say(found.model_dump_json())
     else:
         print_figures(found)
-    return 0
+    return _complain_of(found.unreadable)
 
 
 def agreement_command(options: argparse.Namespace) -> int:
@@ -214,8 +214,8 @@ def agreement_command(options: argparse.Namespace) -> int:
     elif found:
         print_agreement(found)
     else:
-        say("Nobody has judged a prompt")
-        _next(f"dataengine review {quoted(options.runs)} --sample 200")
+        say("Nobody has judged a prompt, as far as is told here")
+        _next("dataengine review RUNS --sample 200")
     return 0
 
 
@@ -223,15 +223,24 @@ def report_command(options: argparse.Namespace) -> int:
     """`dataengine report`."""
     from dataengine.report import write_report
 
-    _print_report(write_report(options.runs, options.out or options.runs / "report.html"))
-    return 0
+    return _print_report(write_report(options.runs, options.out or options.runs / "report.html"))
 
 
-def _print_report(written: Written) -> None:
+def _complain_of(unreadable: Mapping[str, int]) -> int:
+    """Say what could not be read of run folders, a line for each reason; the exit code."""
+    from dataengine.console import complain
+
+    for reason, count in unreadable.items():
+        complain(f"could not be read: {count:,} x {reason}")
+    return 1 if unreadable else 0
+
+
+def _print_report(written: Written) -> int:
     from dataengine.console import say
 
     pictures = f", its pictures in {quoted(written.folder)}" if written.folder else ""
     say(f"Report: {quoted(written.page)} ({written.bytes / 1e6:.1f} MB){pictures}")
+    return _complain_of(written.unreadable)
 
 
 def review_command(options: argparse.Namespace) -> int:

@@ -24,11 +24,12 @@ from rich.text import Text
 
 from dataengine.engine import Totals
 from dataengine.errors import DataEngineError, UsageError, one_line
-from dataengine.forecast import Forecast, budgets, money, sources
+from dataengine.forecast import Forecast, budgets, sources
 from dataengine.journal import BLOCKED
 from dataengine.output_folder import FAILURES
 from dataengine.pipeline import Outcome
 from dataengine.plan import Group, What, named
+from dataengine.prices import money
 from dataengine.records import CONCEPTS, ExportManifest, NegativeVerification, RunRecord, Summary, Usage
 from dataengine.run_folder import NEGATIVES, SUMMARY, read_file, read_record
 from dataengine.settings import Settings

@@ -8,6 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,9 @@ WHOLE = 0.95  # share of the photo from which a mask is nearly all of it
 ONE_SIDED = 0.6  # share of a concept's prompts from which one family is too many of them
 FEW = 10  # prompts of a concept below which its families tell nothing
 ALIKE = 0.8  # shared words over all words (Jaccard) from which two prompts of one image are near-duplicates
+ORDERED = 0.6  # share of their words in one order that they then have at least: else roles are swapped
+COMPARED = 200  # prompts of one image
+MANY_WORDINGS = 100_000
 OFTEN = 0.05  # share of all prompts from which one wording stands too often
 NOT_TOLD = "not told"  # in place of a family or a stage
 EXAMPLES = 5  # of each concern
@@ -104,6 +108,7 @@ class ImageSeen(BaseModel):
 
     Attributes:
         name: of its run folder.
+        lapsed: decisions of people about prompts that are others now, and damaged ones.
     """
 
     name: str
@@ -112,6 +117,7 @@ class ImageSeen(BaseModel):
     prompts: list[PromptSeen] = []
     stages: dict[str, StageSeen] = {}
     judged: list[JudgedPrompt] = []
+    lapsed: int = 0
     unreadable: dict[str, int] = {}
 
 
@@ -134,6 +140,7 @@ def seen(found: Finished) -> ImageSeen:
         prompts=[_prompt_seen(found, entry) for entry in found.entries],
         stages=_stages(found),
         judged=judged_prompts(found),
+        lapsed=found.noted.total(),
         unreadable=dict(found.skipped),
     )
 
@@ -213,7 +220,7 @@ def _stages_without_journal(found: Finished) -> dict[str, StageSeen]:
 
 
 class Counting:
-    """Adds images up, one by one; what is kept of each is a few numbers."""
+    """Adds images up, one by one; what is kept of each is a few numbers, and what people judged of it."""
 
     def __init__(self) -> None:
         self._images = self._described = self._regions = 0
@@ -242,7 +249,7 @@ class Counting:
             self._stages[stage] = (steps + of_image.steps, seconds + of_image.seconds, tally)
         self._unreadable.update(image.unreadable)
         self._judged.extend(image.judged)
-        self._concerns.add(image.name, kept)
+        self._concerns.add(image.name, kept, image.lapsed)
 
     def _add_prompt(self, prompt: PromptSeen) -> None:
         groups = self._negatives if prompt.negative else self._prompts
@@ -328,28 +335,39 @@ class _Concerns:
         self._wordings: Counter[str] = Counter()
         self._total = 0
 
-    def add(self, name: str, prompts: Sequence[PromptSeen]) -> None:
-        """Look at the prompts of an image."""
-        for prompt in prompts:
+    def add(self, name: str, prompts: Sequence[PromptSeen], lapsed: int) -> None:
+        """Look at the prompts of an image, and at the decisions about it that count no more."""
+        if lapsed:
+            self._note("lapsed_decisions", f"{name}: {lapsed}", lapsed)
+        self._forget_rare_wordings()
+        meanings = [meaning(prompt.text) for prompt in prompts]
+        for prompt, words in zip(prompts, meanings, strict=True):
             self._total += 1
-            self._wordings[" ".join(meaning(prompt.text))] += 1
+            self._wordings[" ".join(words)] += 1
             if prompt.area is not None and prompt.area < TINY:
                 self._note("tiny_mask", f"{name}: {prompt.text} ({prompt.area:.3%} of the photo)")
             if prompt.area is not None and prompt.area >= WHOLE:
                 self._note("whole_image_mask", f"{name}: {prompt.text} ({prompt.area:.0%} of the photo)")
-        for first, second in itertools.combinations(prompts, 2):
-            if are_alike(first.text, second.text):
+        told = [(p, words, frozenset(words)) for p, words in zip(prompts, meanings, strict=True)][:COMPARED]
+        for (first, one, these), (second, other, those) in itertools.combinations(told, 2):
+            if share_words(these, those) and in_like_order(one, other):
                 self._note("near_duplicates", f"{name}: {first.text} / {second.text}")
 
-    def _note(self, kind: str, example: str) -> None:
+    def _forget_rare_wordings(self) -> None:
+        """What is to be told stands often: of very many wordings the rare ones need no memory."""
+        if len(self._wordings) > MANY_WORDINGS:
+            self._wordings = Counter(dict(self._wordings.most_common(MANY_WORDINGS // 10)))
+
+    def _note(self, kind: str, example: str, count_of: int = 1) -> None:
         count, examples = self._found.get(kind, (0, []))
-        self._found[kind] = (count + 1, examples if len(examples) >= EXAMPLES else [*examples, example])
+        self._found[kind] = (count + count_of, examples if len(examples) >= EXAMPLES else [*examples, example])
 
     def told(self, families: Mapping[str, Mapping[str, Share]]) -> list[Concern]:
         """All concerns, in words."""
         words = {
             "near_duplicates": "pairs of accepted prompts of one image that say nearly the same",
             "tiny_mask": f"accepted prompts whose mask is under {TINY:.1%} of the photo",
+            "lapsed_decisions": "decisions of people about prompts that are others now, or that cannot be read",
             "whole_image_mask": f"accepted prompts whose mask is {WHOLE:.0%} of the photo or more",
         }
         concerns = [
@@ -390,7 +408,11 @@ def meaning(text: str) -> list[str]:
     return [word for word in words if word not in FILLERS] or words
 
 
-def are_alike(first: str, second: str) -> bool:
-    """Whether two prompts say nearly the same: by the Jaccard index of their words, whose order is not looked at."""
-    one, other = set(meaning(first)), set(meaning(second))
-    return len(one & other) >= ALIKE * len(one | other)
+def share_words(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether two prompts have nearly the same words: by the Jaccard index."""
+    return bool(one | other) and len(one & other) >= ALIKE * len(one | other)
+
+
+def in_like_order(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether words stand in nearly one order: "cup left of plate" is not "plate left of cup"."""
+    return SequenceMatcher(None, one, other, autojunk=False).ratio() >= ORDERED

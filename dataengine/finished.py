@@ -107,8 +107,8 @@ class Timed(BaseModel):
     """An entry of a summary's `timing`, as far as it is needed."""
 
     step: str
-    total_seconds: float
-    count: int
+    total_seconds: Annotated[float, Field(ge=0, lt=1e9)]
+    count: Annotated[int, Field(ge=0, lt=1_000_000_000)]
 
 
 class _Family(BaseModel):
@@ -144,6 +144,7 @@ class Finished:
         entries: positives in the order of `CONCEPTS`, then negatives in the same order.
         reviews: what people decided.
         skipped: entries and files that cannot be read, by reason.
+        noted: decisions that count for nothing, by reason.
         with_negatives: whether negatives were read too.
     """
 
@@ -154,6 +155,7 @@ class Finished:
     entries: list[Entry] = field(default_factory=list)
     reviews: Reviews = field(default_factory=Reviews)
     skipped: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
     with_negatives: bool = True
 
     @property
@@ -322,7 +324,7 @@ def _read_reviews(found: Finished) -> None:
         return
     for reason, count in (("review_line_damaged", found.reviews.damaged), ("review_lapsed", found.lapsed)):
         if count:
-            found.skipped[reason] += count
+            found.noted[reason] += count
 
 
 class RegionMasks:

@@ -92,7 +92,7 @@ def _looking_commands(command: Callable[[str, str], argparse.ArgumentParser]) ->
     review.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to be reached at (%(default)s)")
     review.add_argument("--open", action="store_true", help="open the page in a browser")
     agreement = command("agreement", "Say how far people's verdicts agree with the engine's and with one another.")
-    agreement.add_argument("runs", type=Path, help=runs)
+    agreement.add_argument("runs", type=Path, help=f"{runs}, or an export")
     agreement.add_argument("--json", action="store_true", help="one line of JSON, for scripts")
 
 

@@ -332,10 +332,3 @@ def _budget(name: str, most: float | None, spent: float | None, expected: float 
     if spent + expected <= most:
         return [f"{told}: it suffices."]
     return [f"{told}: it suffices for about {max(0.0, most - spent) / expected:.0%}."]
-
-
-def money(usd: float | None) -> str:
-    """USD in words; what is not known is said so."""
-    if usd is None:
-        return "cost unknown"
-    return f"${usd:,.2f}" if usd >= 1 or not usd else f"${usd:.4f}"

@@ -22,3 +22,10 @@ def usd(settings: Settings, input_tokens: int, output_tokens: int, model: str | 
         return float(calc_price(tokens, model_ref=model or asked, provider_id=provider).total_price)
     except LookupError:
         return None
+
+
+def money(usd: float | None) -> str:
+    """USD in words; what is not known is said so."""
+    if usd is None:
+        return "cost unknown"
+    return f"${usd:,.2f}" if usd >= 1 or not usd else f"${usd:.4f}"

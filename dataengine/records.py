@@ -134,7 +134,7 @@ class Usage(Record):
 
     input_tokens: int = 0
     output_tokens: Annotated[int, Field(description="thinking tokens included")] = 0
-    usd: Annotated[float | None, Field(description="null where a price is unknown")] = 0.0
+    usd: Annotated[float | None, Field(description="null where a price is unknown", allow_inf_nan=False)] = 0.0
     calls: Annotated[int, Field(description="answers paid for")] = 0
     reasked: Annotated[int, Field(description="of these, asked again since an answer broke its schema")] = 0
 
@@ -385,7 +385,9 @@ class Agreement(Record):
     pairs: list[ReviewerPair]
     reviewed_share: Annotated[
         dict[str, float | None],
-        Field(description="of the engine's accepted and of its rejected prompts, the share judged; null of none"),
+        Field(
+            description="of the engine's accepted and rejected prompts, no negatives, the share judged; null of none"
+        ),
     ]
     usd_per_pair: Annotated[
         float | None, Field(description="cost of all over accepted prompts times precision; null where unknown")

@@ -11,18 +11,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dataengine.card import rate_text
+from dataengine.agreement import agreement_lines, rate_text
 from dataengine.console import cost_text, say
 from dataengine.errors import UsageError, one_line
-from dataengine.exporters.workers import Workers, processors
+from dataengine.exporters.workers import PATIENCE, Workers, processors
 from dataengine.figures import Counting, bin_names, see
 from dataengine.finished import find_runs
-from dataengine.forecast import money
 from dataengine.images import EXPORT_MANIFEST
+from dataengine.prices import money
 from dataengine.records import Agreement, ConceptAgreement, ExportManifest, Figures, Share, Spread
 from dataengine.sources import is_file
-
-PATIENCE = 2.0  # seconds of work before worker processes, which need about one to start, are worth it
 
 
 def figures_of(root: Path) -> Figures:
@@ -82,7 +80,8 @@ def _print_head(console: Console, figures: Figures) -> None:
         table.add_row("regions", f"{figures.accepted_regions:,} {told}accepted")
     for name, shares in (("prompts", figures.prompts), ("negatives", figures.negatives)):
         accepted = sum(share.accepted for share in shares.values())
-        table.add_row(name, f"{accepted:,} of {accepted + sum(s.rejected for s in shares.values()):,} accepted")
+        told = f"{accepted:,} of {accepted + sum(s.rejected for s in shares.values()):,} accepted"
+        table.add_row(name, told if figures.stages else f"{accepted:,} exported")
     if figures.stages:
         table.add_row("calls", cost_text(figures.cost))
     console.print(table)
@@ -154,32 +153,6 @@ def print_agreement(found: Agreement) -> None:
 
 def _agreement_cells(of: ConceptAgreement) -> tuple[str, str, str, str]:
     return f"{of.reviewed:,}", f"{of.corrected:,}", rate_text(of.precision), rate_text(of.recall)
-
-
-def agreement_lines(found: Agreement) -> Iterator[str]:
-    """Who judged how much, how far they agree, how even the sample is, and the cost of a pair, a line each."""
-    for name, count in found.reviewers.items():
-        yield one_line(f"{name} judged {count:,} prompts")
-    for pair in found.pairs:
-        kappa = "not defined, all verdicts are the same" if pair.kappa is None else f"{pair.kappa:.2f}"
-        both = f"{pair.first} and {pair.second}: {pair.agreed:.0%} equal verdicts on {pair.prompts:,} prompts"
-        yield one_line(f"{both}, Cohen's kappa {kappa}")
-    yield from _evenness(found)
-    if found.usd_per_pair is not None:
-        yield f"Cost of a pair that a person would accept: {money(found.usd_per_pair)}"
-
-
-def _evenness(found: Agreement) -> Iterator[str]:
-    """How much of the accepted and of the rejected prompts was judged, and what that does to recall."""
-    accepted, rejected = found.reviewed_share["accepted"], found.reviewed_share["rejected"]
-    if accepted is None or rejected is None:
-        told = "accepted" if rejected is None else "rejected"
-        yield f"Judged: {accepted or rejected or 0:.1%} of the prompts and negatives, which the engine has all {told}"
-        return
-    yield f"Judged: {accepted:.1%} of the accepted, {rejected:.1%} of the rejected prompts and negatives"
-    if max(accepted, rejected) > 1.5 * min(accepted, rejected):
-        high = "too high" if accepted > rejected else "too low"
-        yield f"These shares differ, so recall is {high}: judge a sample (`dataengine review --sample 200`)"
 
 
 def _cell(text: str) -> Text:

@@ -22,6 +22,7 @@ from dataengine.run_folder import JOURNAL, RUN
 
 NOT_BEGUN = "not begun"
 UNFINISHED = "unfinished"
+MOST_SECONDS = 1e9  # of a step; more is no measurement
 
 
 class Named(BaseModel):
@@ -194,11 +195,16 @@ def journal_steps(folder: Path) -> Iterator[Step]:
                     head, result, _ = line.partition(b',"result":')  # which a journal writes last, and is most of it
                     entry = from_json(head + b"}" if result else line)
                     usage, done = Usage.model_validate(entry["usage"]), "failed" not in entry
-                    yield Step(str(entry["step"]), usage, done, float(entry.get("seconds", 0)))
+                    yield Step(str(entry["step"]), usage, done, _seconds(entry.get("seconds")))
                 except (ValueError, KeyError, TypeError):  # pydantic's ValidationError is a ValueError
                     continue
     except OSError:
         return
+
+
+def _seconds(told: object) -> float:
+    """Seconds of a step; 0 where they are told wrongly."""
+    return float(told) if isinstance(told, int | float) and 0 <= told < MOST_SECONDS else 0.0
 
 
 def read_failures(output_dir: Path) -> dict[str, Failure]:

@@ -145,7 +145,7 @@ def test_negatives_and_decisions_are_read_where_they_are_wanted(folder: Path) ->
     write_negatives(folder, "physics", "ACCEPT")
     (folder / "reviews.jsonl").write_text("damaged\n")
     read = read_finished(Sources(folder))
-    assert (len(read.entries), read.reviews.damaged, read.skipped) == (2, 1, {"review_line_damaged": 1})
+    assert (len(read.entries), read.reviews.damaged, read.noted) == (2, 1, {"review_line_damaged": 1})
     unread = read_finished(Sources(folder), negatives=False, reviews=False)
     assert (len(unread.entries), unread.reviews.damaged, unread.skipped) == (1, 0, {})
     assert not {place for place in unread.sources.digests if "negatives" in place or "reviews" in place}

@@ -19,12 +19,12 @@ from dataengine.forecast import (
     assumed,
     budgets,
     forecast,
-    money,
     price,
     sources,
     thought,
 )
 from dataengine.parts import Parts
+from dataengine.prices import money
 from dataengine.prompts import TEMPLATES
 from dataengine.records import CONCEPTS, Usage
 from dataengine.settings import QUESTIONS, THINKING_LEVELS, Settings

@@ -423,7 +423,8 @@ def test_a_decision_lapses_where_what_was_judged_is_another(
     lapsed = 3 - sum(word is not None for word in words)
     assert told(found) == words
     assert found.lapsed == lapsed
-    assert dict(found.skipped) == ({"review_lapsed": lapsed} if lapsed else {})
+    assert dict(found.noted) == ({"review_lapsed": lapsed} if lapsed else {})
+    assert not found.skipped
 
 
 def test_a_decision_that_was_taken_back_does_not_lapse(folder: Path) -> None:
@@ -448,7 +449,7 @@ def test_damaged_lines_of_a_run_folder_are_counted(folder: Path) -> None:
     with (folder / "reviews.jsonl").open("ab") as file:
         file.write(b"no JSON\n{")
     found = read(folder)
-    assert dict(found.skipped) == {"review_line_damaged": 2}
+    assert dict(found.noted) == {"review_line_damaged": 2}
     assert told(found) == ["word 0", "word 1", "word 2"]
 
 

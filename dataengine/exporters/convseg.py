@@ -22,7 +22,7 @@ from dataengine.errors import UsageError, output_error
 from dataengine.exporters.lists import EVAL_FILE, TRAIN_FILE, Lists
 from dataengine.exporters.staging import IMAGES, MASKS, image_stems, is_plain_name, mask_path, run_text, stage
 from dataengine.exporters.state import STATE_FILE, Staged, StagedSample, State
-from dataengine.exporters.workers import Workers, processors
+from dataengine.exporters.workers import PATIENCE, Workers, processors
 from dataengine.figures import Counting, ImageSeen, PromptSeen
 from dataengine.finished import find_runs
 from dataengine.images import EXPORT_MANIFEST
@@ -41,7 +41,6 @@ from dataengine.run_folder import path_text, write_whole
 from dataengine.survey import Tally
 
 TEMPORARY = ".*.tmp"  # what a killed process may leave of the first file it wrote
-PATIENCE = 2.0  # seconds of work before worker processes, which need about one to start, are worth it
 
 
 def export(

@@ -70,7 +70,7 @@ def read_run(folder: Path, *, negatives: bool = False, reviews: ReviewMode = "ap
     """
     sources = Sources(folder)
     found = read_finished(sources, negatives=negatives, reviews=reviews != "ignore")
-    skipped, reviewed = found.skipped, Counter[str]()
+    skipped, reviewed = found.skipped, Counter(found.noted)
     claims = _claims(found, reviews, skipped, reviewed)
     samples: list[Sample] = []
     image = None

@@ -20,6 +20,7 @@ from dataengine.errors import DataEngineError
 R = TypeVar("R")
 
 MOST = 32  # each takes some 100 MB
+PATIENCE = 2.0  # seconds of work before worker processes, which need about one to start, are worth it
 AHEAD = 4  # calls for each worker that are under way or wait for their turn to be returned
 
 

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from importlib.resources import files
@@ -19,29 +20,30 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from dataengine import __version__
-from dataengine.card import rate_text
+from dataengine.agreement import agreement_lines, rate_text
 from dataengine.console import cost_text
 from dataengine.errors import UsageError, output_error
-from dataengine.exporters.workers import Workers, processors
+from dataengine.exporters.workers import PATIENCE, Workers, processors
 from dataengine.figures import Counting, bin_names
 from dataengine.finished import find_runs
-from dataengine.forecast import money
 from dataengine.overlays import PALETTE
+from dataengine.prices import money
 from dataengine.records import CONCEPT_FAMILIES, Figures, Spread
 from dataengine.report.gallery import GalleryImage, look
 from dataengine.run_folder import make_folder, path_text, write_whole
-from dataengine.stats import agreement_lines
 
 INLINE = 300  # images whose pictures stand in the page: some 10 MB
-PATIENCE = 2.0  # seconds of work before worker processes, which need about one to start, are worth it
+OURS = re.compile(r"dataengine-\w+-[0-9a-f]{12}\.jpg")  # names of pictures
 
 
 class Written(NamedTuple):
-    """A report: its page, the page's size in bytes, and the folder of its pictures where it has one."""
+    """A report: its page, the page's size in bytes, the folder of its pictures where it has one, and what could not be
+    read, by reason."""
 
     page: Path
     bytes: int
     folder: Path | None
+    unreadable: dict[str, int]
 
 
 def write_report(runs: Path, out: Path) -> Written:
@@ -56,8 +58,7 @@ def write_report(runs: Path, out: Path) -> Written:
         DataEngineError: a worker process was killed.
     """
     folders = find_runs(runs)
-    if out.is_dir():
-        raise UsageError(f"--out {out}: a folder", hint="Name a file, such as report.html")
+    _check(out)
     pictures = out.with_name(f"{out.stem}_files") if len(folders) > INLINE else None
     if pictures:
         make_folder(pictures)
@@ -68,11 +69,21 @@ def write_report(runs: Path, out: Path) -> Written:
             counting.add(image.seen)
             images.append(_entry(image))
     name = path_text(Path(os.path.abspath(runs))).rpartition("/")[2]  # noqa: PTH100 - keeps symbolic links
-    page = render(name, counting.figures(), images, pictures.name if pictures else "").encode()
+    figures = counting.figures()
+    page = render(name, figures, images, pictures.name if pictures else "").encode()
     write_whole(out, page, durable=False)
     if pictures:
         _remove_others(pictures, images)
-    return Written(out, len(page), pictures)
+    return Written(out, len(page), pictures, figures.unreadable)
+
+
+def _check(out: Path) -> None:
+    try:
+        if out.exists() and not out.is_file():
+            what = "a folder" if out.is_dir() else "no plain file"
+            raise UsageError(f"--out {out}: {what}", hint="Name a file, such as report.html")
+    except OSError as error:
+        raise output_error(error, out) from error
 
 
 def _entry(image: GalleryImage) -> str:
@@ -82,10 +93,10 @@ def _entry(image: GalleryImage) -> str:
 
 
 def _remove_others(folder: Path, images: Iterable[str]) -> None:
-    """Remove pictures of earlier reports that this one does not show."""
+    """Remove pictures of earlier reports that this one does not show, and nothing else: browsers make such folders."""
     shown = {json.loads(image)["picture"] for image in images}
-    for path in folder.glob("*.jpg"):
-        if path.name not in shown:
+    for path in folder.iterdir():
+        if OURS.fullmatch(path.name) and path.name not in shown:
             try:
                 path.unlink()
             except OSError as error:
@@ -100,7 +111,7 @@ def render(name: str, figures: Figures, images: list[str], folder: str) -> str:
         folder: that of the pictures, relative to the page; empty where they stand in it.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(money=money, rate=rate_text, cost=cost_text, bars=bars, colour=colour)
+    environment.filters.update(money=money, rate=rate_text, cost=cost_text, bars=bars, colour=colour, short=short)
     source = files(__package__)
     style, script = (source.joinpath(part).read_text(encoding="utf-8") for part in ("page.css", "page.js"))
     return environment.from_string(source.joinpath("page.html").read_text(encoding="utf-8")).render(
@@ -144,6 +155,13 @@ def bars(spread: Spread, percent: bool = False) -> Iterator[Bar]:
     for number in range(filled[0], filled[-1] + 1):
         count = spread.counts[number]
         yield Bar(names[number], count, round(100 * count / max(spread.counts), 2))
+
+
+def short(number: int) -> str:
+    """A number in few characters."""
+    return (
+        f"{number:,}" if number < 10_000 else f"{number / 1000:.0f}k" if number < 10_000_000 else f"{number / 1e6:.0f}M"
+    )
 
 
 def colour(rgb: tuple[int, int, int]) -> str:

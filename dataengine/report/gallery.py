@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import numpy.typing as npt
@@ -85,13 +85,12 @@ def look(folder: Path, pictures: Path | None) -> str:
     for index in _regions(found):
         try:
             mask = _small(found, index, *size)
-        except SkipError as skip:
-            found.skipped[skip.reason] += 1
+        except SkipError:  # counted where its prompts are
             continue
         label = found.masks.regions[index].label
         regions.append(GalleryRegion(index=index, label=label, path=path(mask), at=widest(mask)))
     return GalleryImage(
-        name=Path(found.image_path or folder.name).name,
+        name=path_text(Path(PureWindowsPath(found.image_path or folder.name).name)),
         run=path_text(Path(folder.name)),
         picture=picture,
         width=size[0],
@@ -145,7 +144,7 @@ def _picture(found: Finished, photo: Path, pictures: Path | None) -> tuple[str, 
         found.skipped["original_image_missing"] += 1
         return "", _size_of_masks(found)
     status = photo.stat()
-    name = f"{slug(found.folder.name, 80)}-{_digest(found.folder, status.st_size, status.st_mtime_ns)}.jpg"
+    name = f"dataengine-{slug(found.folder.name, 80)}-{_digest(found.folder, status.st_size, status.st_mtime_ns)}.jpg"
     if pictures and (size := _size_of(pictures / name)):
         return name, size
     try:

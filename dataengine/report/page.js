@@ -32,7 +32,9 @@
   };
 
   const picture = (image, indices, numbers) => {
+    const labels = image.regions.filter((region) => indices.includes(region.index)).map((region) => region.label);
     const svg = draw("svg", { class: "picture", viewBox: `0 0 ${image.width} ${image.height}`, role: "img" });
+    svg.setAttribute("aria-label", `${image.name}: ${labels.join("; ")}`);
     if (image.picture) {
       svg.append(draw("image", { href: address(image), width: image.width, height: image.height }));
     }
@@ -169,7 +171,9 @@
     });
     const all = make("option", "", "all");
     all.value = "";
+    const before = control("family").value;
     control("family").replaceChildren(all, ...options);
+    control("family").value = found.has(before) ? before : "";
   };
 
   let waiting = 0;
@@ -177,7 +181,10 @@
     filter.addEventListener("input", () => {
       if (filter.id === "concept") offerFamilies();
       clearTimeout(waiting);
-      waiting = setTimeout(apply, filter.id === "text" ? 150 : 0);
+      waiting = setTimeout(() => {
+        apply();
+        if (gallery.getBoundingClientRect().top < 0) control("gallery-part").scrollIntoView();
+      }, filter.id === "text" ? 150 : 0);
     });
   }
   control("masks").addEventListener("input", () => gallery.classList.toggle("no-masks", !control("masks").checked));

@@ -298,8 +298,7 @@ def test_a_decision_on_what_is_another_now_lapses_and_is_counted(
     change(folder)
     run = read(folder, mode)
     kept = BY_ENGINE if mode == "apply" else {"not_reviewed": 4}
-    assert dict(run.skipped) == {**kept, "review_lapsed": 1}
-    assert dict(run.reviewed) == {}
+    assert (dict(run.skipped), dict(run.reviewed)) == (kept, {"review_lapsed": 1})
     assert len(run.samples) == (2 if mode == "apply" else 0)
 
 
@@ -313,7 +312,7 @@ def test_a_decision_stays_where_only_the_engines_judgement_changes(
     change(folder)
     run = read(folder)
     assert texts_of(run) == ["Segment another", "Segment absent thing 0"]
-    assert "review_lapsed" not in run.skipped
+    assert "review_lapsed" not in run.reviewed
 
 
 def test_a_decision_on_a_negative_stays_where_regions_change(folder: Path) -> None:
@@ -321,14 +320,14 @@ def test_a_decision_on_a_negative_stays_where_regions_change(folder: Path) -> No
     change_region(label="box")(folder)
     run = read(folder)
     assert texts_of(run) == ["Segment thing 0"]
-    assert "review_lapsed" not in run.skipped
+    assert "review_lapsed" not in run.reviewed
 
 
 def test_prompts_that_are_gone_are_counted_once_each(folder: Path) -> None:
     for number, by in ((ACCEPTED, "ana"), (ACCEPTED, "bo"), (REJECTED, "ana")):
         decide(folder, number, "ACCEPT", by=by)
     edit(folder / "entities" / "summary.json", lambda summary: summary.update(prompt_verifications=[]))
-    assert read(folder).skipped["review_lapsed"] == 2
+    assert read(folder).reviewed["review_lapsed"] == 2
 
 
 def test_an_undone_decision_on_what_is_gone_is_not_counted(folder: Path) -> None:
@@ -336,7 +335,7 @@ def test_an_undone_decision_on_what_is_gone_is_not_counted(folder: Path) -> None
     decide(folder, REJECTED, "REJECT")
     change_prompt(prompt="Segment what the engine says now")(folder)
     run = read(folder)
-    assert "review_lapsed" not in run.skipped
+    assert "review_lapsed" not in run.reviewed
     assert dict(run.reviewed) == {"rejected": 1}
 
 
@@ -346,13 +345,15 @@ def test_damaged_lines_are_counted_and_the_others_are_read(folder: Path) -> None
     other = whole.replace(b'"ana"', b"7").rstrip() + b"\n"
     (folder / "reviews.jsonl").write_bytes(b"\xff\n{}\n\n" + other + whole + whole[:40])
     run = read(folder)
-    assert dict(run.skipped) == {**BY_ENGINE, "review_not_accept": 1, "review_line_damaged": 4}
+    assert dict(run.skipped) == {**BY_ENGINE, "review_not_accept": 1}
+    assert run.reviewed["review_line_damaged"] == 4
 
 
 def test_a_decision_is_written_after_a_line_that_was_cut_off(folder: Path) -> None:
     (folder / "reviews.jsonl").write_bytes(b'{"id": "cut')
     decide(folder, ACCEPTED, "REJECT")
-    assert dict(read(folder).skipped) == {**BY_ENGINE, "review_not_accept": 1, "review_line_damaged": 1}
+    assert dict(read(folder).skipped) == {**BY_ENGINE, "review_not_accept": 1}
+    assert read(folder).reviewed["review_line_damaged"] == 1
 
 
 def test_decisions_that_cannot_be_read_are_counted_and_the_engine_is_believed(
@@ -387,21 +388,45 @@ def decide_all_kinds(folder: Path) -> None:
         file.write(b"damaged\n")
 
 
+DONE = {
+    "accepted": 2,
+    "regions_changed": 1,
+    "rejected": 1,
+    "review_line_damaged": 1,
+    "text_edited": 1,
+    "verdict_turned": 2,
+}
+
+
 @pytest.mark.parametrize(
     ("mode", "texts", "skipped", "reviewed"),
     [
         (
             "apply",
             ["Segment one", "Segment thing 1", *ENGINES],
-            {"negative_not_accept": 2, "review_line_damaged": 1, "review_not_accept": 1, "verdict_not_accept": 1},
-            {"accepted": 2, "regions_changed": 1, "rejected": 1, "text_edited": 1, "verdict_turned": 2},
+            {"negative_not_accept": 2, "review_not_accept": 1, "verdict_not_accept": 1},
+            {
+                "accepted": 2,
+                "regions_changed": 1,
+                "rejected": 1,
+                "review_line_damaged": 1,
+                "text_edited": 1,
+                "verdict_turned": 2,
+            },
         ),
         ("ignore", [*ENGINES, *ENGINES], {"negative_not_accept": 2, "verdict_not_accept": 2}, {}),
         (
             "only",
             ["Segment one", "Segment thing 1"],
-            {"not_reviewed": 5, "review_line_damaged": 1, "review_not_accept": 1},
-            {"accepted": 2, "regions_changed": 1, "rejected": 1, "text_edited": 1, "verdict_turned": 2},
+            {"not_reviewed": 5, "review_not_accept": 1},
+            {
+                "accepted": 2,
+                "regions_changed": 1,
+                "rejected": 1,
+                "review_line_damaged": 1,
+                "text_edited": 1,
+                "verdict_turned": 2,
+            },
         ),
     ],
 )

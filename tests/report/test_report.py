@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 from dataengine import report
 from dataengine.cli import main
 from dataengine.errors import OutputError, UsageError
-from dataengine.records import Spread
+from dataengine.records import Spread, Usage
 from dataengine.report import bars, policy, write_report
+from dataengine.stats import figures_of
 from tests.exporters.folders import (
     decide,
     our_run,
@@ -156,7 +158,7 @@ def test_a_broken_run_folder_is_shown_as_far_as_it_goes(runs: Path, tmp_path: Pa
     first, second = runs / "out_region_refine_a", runs / "out_region_refine_b"
     (first / "original_image.png").write_bytes(b"no picture")
     (second / "original_image.png").unlink()
-    (second / "accepted_regions" / "masks" / "001_mask.png").write_bytes(b"")
+    (second / "accepted_regions" / "masks" / "000_mask.png").write_bytes(b"")
     page = write_report(runs, tmp_path / "report.html").page
     images = gallery(page)
     assert [image["picture"] for image in images] == ["", ""]
@@ -188,6 +190,41 @@ def test_a_report_that_cannot_be_written_says_so(runs: Path, tmp_path: Path) -> 
         write_report(runs, tmp_path)
     with pytest.raises(UsageError, match="no run folder"):
         write_report(tmp_path / "photos", tmp_path / "report.html")
+
+
+def test_nothing_but_its_own_pictures_is_removed(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "INLINE", 1)
+    folder = tmp_path / "photos_files"
+    folder.mkdir()
+    (folder / "mine.jpg").write_bytes(b"a user's")
+    (folder / "dataengine-gone-0123456789ab.jpg").write_bytes(b"of an earlier report")
+    write_report(runs, tmp_path / "photos.html")
+    assert (folder / "mine.jpg").exists() and not (folder / "dataengine-gone-0123456789ab.jpg").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + "/report.html"])
+def test_a_place_that_cannot_be_is_one_clear_line(runs: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(OutputError):
+        write_report(runs, tmp_path / name)
+
+
+def test_what_is_no_plain_file_is_not_replaced(runs: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="no plain file"):
+        write_report(runs, tmp_path / "pipe")
+
+
+def test_odd_numbers_and_names_are_no_traceback(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", picture())
+    folder = our_run(tmp_path / "runs", source, os.fsdecode(b"out_region_refine_\xff\xfe"))
+    step = {"step": "align", "key": "k", "usage": Usage().model_dump(), "result": {}}
+    lines = [json.dumps({**step, "seconds": seconds}) for seconds in (float("nan"), 1e400, -1, None, 2.5)]
+    (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    path = folder / "entities" / "summary.json"
+    write_json(path, json.loads(path.read_text()) | {"image_path": None})
+    page = write_report(tmp_path / "runs", tmp_path / "report.html").page
+    assert gallery(page)[0]["name"].startswith("out_region_refine_")
+    assert figures_of(tmp_path / "runs").stages["align"].seconds == 2.5
 
 
 def test_the_command_says_where_it_is(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
