@@ -216,7 +216,8 @@ def test_what_is_no_plain_file_is_not_replaced(runs: Path, tmp_path: Path) -> No
 
 def test_odd_numbers_and_names_are_no_traceback(tmp_path: Path) -> None:
     source = save(tmp_path / "a.png", picture())
-    folder = our_run(tmp_path / "runs", source, os.fsdecode(b"out_region_refine_\xff\xfe"))
+    made = our_run(tmp_path / "runs", source)
+    folder = made.rename(made.with_name(os.fsdecode(b"out_region_refine_\xff\xfe")))
     step = {"step": "align", "key": "k", "usage": Usage().model_dump(), "result": {}}
     lines = [json.dumps({**step, "seconds": seconds}) for seconds in (float("nan"), 1e400, -1, None, 2.5)]
     (folder / "journal.jsonl").write_text("".join(f"{line}\n" for line in lines))
