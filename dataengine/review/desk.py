@@ -6,7 +6,9 @@ is written but lines of `reviews.jsonl`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from typing import Annotated, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dataengine.errors import DataEngineError, ImageError, UsageError
+from dataengine.errors import DataEngineError, ImageError, UsageError, output_error
 from dataengine.finished import Entry, Finished, SkipError, find_runs, read_finished
 from dataengine.images import read_photo, shrunk
 from dataengine.journal import digest
@@ -33,7 +35,9 @@ from dataengine.sources import Sources, inside, is_within
 SIDE = 1600  # most pixels of the long side of what is shown
 QUALITY = 88  # of its JPEG
 KEPT = 48  # views and photos in memory: some 30 MB
-LONGEST_TEXT = 10_000  # characters of a prompt
+LONGEST_TEXT = 10_000  # characters of a prompt that a person writes
+# Control characters, halves of characters, line ends, and what turns the direction of the text around it.
+UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
 LONGEST_NAME = 64  # characters of a reviewer's name
 HISTORY = 200  # decisions that a page can undo after it was loaded again
 
@@ -67,7 +71,7 @@ class Asked(BaseModel):
     index: int
     basis: str
     action: Action
-    prompt: Annotated[str, Field(max_length=LONGEST_TEXT)]
+    prompt: str
     satisfying: Annotated[list[int], Field(max_length=1000)]
     undoes: str | None = None
 
@@ -134,7 +138,7 @@ class Desk:
     Attributes:
         name: of the folder, as a digest: a browser may know many desks by one address.
         items: the prompts, by run folder.
-        left_out: run folders that are links to elsewhere.
+        left_out: run folders that are links to elsewhere, or whose name as text is another's.
 
     Raises:
         UsageError: there is no run folder, or no prompt in any.
@@ -145,8 +149,10 @@ class Desk:
         self.name = digest(path_text(self.root))
         folders = find_runs(root)
         own = [folder for folder in folders if is_within(folder, self.root)]
-        self.left_out = len(folders) - len(own)
-        self._runs = {path_text(Path(folder.name)): self._read(folder) for folder in own}
+        self._runs: dict[str, _Run] = {}
+        for folder in own:
+            self._runs.setdefault(path_text(Path(folder.name)), self._read(folder))
+        self.left_out = len(folders) - len(self._runs)
         self.items = [Item(name, key, entry) for name, run in self._runs.items() for key, entry in run.entries.items()]
         if not self.items:
             raise UsageError(f"{root}: no prompt in its run folders", hint="Run images first")
@@ -178,13 +184,13 @@ class Desk:
         own: list[tuple[int, Decision]] = []
         for name in dict.fromkeys(item.run for item in self.items):
             run = self._runs[name]
-            with run.lock:
+            with run.lock, contextlib.suppress(OSError):  # one that cannot be read keeps nobody from the others
                 reviews = self._fresh(run)
-            for key in reviews.prompts():
-                number = places.get((name, key))
-                if number is not None:
-                    words[number] = self._words(reviews, key, reviewer)
-                    own.extend((number, decision) for decision in reviews.decisions(key, reviewer))
+                for key in reviews.prompts():
+                    number = places.get((name, key))
+                    if number is not None:
+                        words[number] = self._words(reviews, key, reviewer)
+                        own.extend((number, decision) for decision in reviews.decisions(key, reviewer))
         own.sort(key=lambda entry: entry[1].at)
         return {
             "desk": self.name,
@@ -215,10 +221,12 @@ class Desk:
     def _view(self, name: str, run: _Run) -> dict[str, object]:
         found = self._finished(run.folder)
         photo = self._photo_size(found)
-        scale = min(1.0, SIDE / max(photo))
-        height, width = (max(1, round(side * scale)) for side in photo)
+        size = photo or _size_of_masks(found)
+        scale = min(1.0, SIDE / max(size))
+        height, width = (max(1, round(side * scale)) for side in size)
         return {
             "run": name,
+            "photo": photo is not None,
             "file": Path(found.image_path or name).name,
             "width": width,
             "height": height,
@@ -227,22 +235,22 @@ class Desk:
         }
 
     def _told(self, key: Key, entry: Entry) -> dict[str, object]:
-        told = {"concept": key.concept, "negative": key.negative, "index": key.index, "prompt": entry.prompt}
-        return {**told, "satisfying": entry.satisfying, "reason": "" if self.blind else entry.reason}
+        told = {"concept": key.concept, "negative": key.negative, "index": key.index, "basis": key.basis}
+        return {
+            **told,
+            "prompt": entry.prompt,
+            "satisfying": entry.satisfying,
+            "reason": "" if self.blind else entry.reason,
+        }
 
-    def _photo_size(self, found: Finished) -> tuple[int, int]:
-        """Height and width of the photo; of the masks where there is none."""
+    def _photo_size(self, found: Finished) -> tuple[int, int] | None:
+        """Height and width of the photo; None where there is none that can be read."""
         try:
             photo = read_photo(self._photo_path(found.folder))
             self._photos.of(path_text(Path(found.folder.name)), lambda: jpeg(shrunk(photo.rgb, SIDE), QUALITY))
             return photo.height, photo.width
         except ImageError:
-            for index in _indices(found):
-                try:
-                    return found.masks.mask(index).size
-                except SkipError:
-                    continue
-        return 3, 4
+            return None
 
     def _photo_path(self, folder: Path) -> Path:
         photo = folder / ORIGINAL
@@ -278,22 +286,21 @@ class Desk:
             raise AnotherDeskError("this server has other run folders", hint="Start the review of those again")
         run = self._runs.get(asked.run)
         entry = run.entries.get(asked.key) if run else None
-        if run is None or entry is None or not self._stands(run, asked.key):
+        found = self._finished(run.folder) if run else None
+        if run is None or entry is None or found is None or all(found.key(e) != asked.key for e in found.entries):
             raise RefusedError("no such prompt", hint="Start the review again: its run folder has changed")
         with run.lock:
-            reviews = self._fresh(run)
+            try:
+                reviews = self._fresh(run)
+            except OSError as error:  # what stands in it must be known
+                raise output_error(error, run.folder / REVIEWS) from error
             if asked.id not in reviews:
-                decision = self._decision(asked, entry, run, reviews)
+                decision = self._decision(asked, entry, set(_indices(found)), reviews)
                 append(run.folder, decision)
                 reviews.add(decision)
             return self._words(reviews, asked.key, asked.reviewer)
 
-    def _stands(self, run: _Run, key: Key) -> bool:
-        """Whether the run folder still has a prompt, and its regions are those that were shown."""
-        found = self._finished(run.folder)
-        return any(found.key(entry) == key for entry in found.entries)
-
-    def _decision(self, asked: Asked, entry: Entry, run: _Run, reviews: Reviews) -> Decision:
+    def _decision(self, asked: Asked, entry: Entry, known: set[int], reviews: Reviews) -> Decision:
         as_made = Judged(verdict=None, prompt=entry.prompt, satisfying=list(entry.satisfying))
         own = reviews.decisions(asked.key, asked.reviewer)
         before = own[-1].after if own else as_made
@@ -302,7 +309,7 @@ class Desk:
                 raise RefusedError("only your last decision on a prompt can be undone")
             after = own[-2].after if len(own) > 1 else as_made
         else:
-            after = self._after(asked, before, run)
+            after = _after(asked, before, known)
         verdict: Verdict = "ACCEPT" if entry.accepted else "REJECT"
         return Decision(
             id=asked.id,
@@ -320,23 +327,6 @@ class Desk:
             after=after,
         )
 
-    def _after(self, asked: Asked, before: Judged, run: _Run) -> Judged:
-        if asked.action == "edit":
-            text = " ".join(asked.prompt.split())
-            if not text or not text.isprintable():
-                raise RefusedError("a prompt needs words, and nothing that cannot be seen")
-            return before.model_copy(update={"prompt": text})
-        if asked.action == "regions":
-            known = set() if asked.negative else set(_indices(self._finished(run.folder)))
-            if asked.negative or not known.issuperset(asked.satisfying):
-                raise RefusedError("there is no such region to choose")
-            return before.model_copy(update={"satisfying": sorted(set(asked.satisfying))})
-        if asked.prompt != before.prompt or sorted(asked.satisfying) != sorted(before.satisfying):
-            raise RefusedError("you changed this prompt elsewhere meanwhile", hint="Look at it again")
-        if asked.action == "accept" and not asked.negative and not before.satisfying:
-            raise RefusedError("it means no region", hint="Choose at least one before you accept it")
-        return before.model_copy(update={"verdict": "ACCEPT" if asked.action == "accept" else "REJECT"})
-
     def _fresh(self, run: _Run) -> Reviews:
         """A run folder's decisions, those of other processes too."""
         try:
@@ -349,6 +339,38 @@ class Desk:
             data = Sources(run.folder, within=self.root).read(inside(REVIEWS)) or b""
             run.reviews, run.stamp = Reviews(data), stamp
         return run.reviews
+
+
+def _after(asked: Asked, before: Judged, known: set[int]) -> Judged:
+    """What a prompt becomes by a decision; raises RefusedError where that does not fit it.
+
+    Args:
+        known: indices of the regions there are.
+    """
+    if asked.action == "edit":
+        text = " ".join(asked.prompt.split())
+        if not text or UNSEEN.search(text):
+            raise RefusedError("a prompt needs words, and nothing that cannot be seen")
+        if len(text) > LONGEST_TEXT:
+            raise RefusedError(f"a prompt has at most {LONGEST_TEXT:,} characters")
+        return before.model_copy(update={"prompt": text})
+    if asked.action == "regions":
+        if asked.negative or not (known | set(before.satisfying)).issuperset(asked.satisfying):
+            raise RefusedError("there is no such region to choose")
+        chosen = sorted(set(asked.satisfying))
+        return before.model_copy(update={"satisfying": chosen, "verdict": before.verdict if chosen else None})
+    if asked.prompt != before.prompt or sorted(asked.satisfying) != sorted(before.satisfying):
+        raise RefusedError("you changed this prompt elsewhere meanwhile", hint="Look at it again")
+    if asked.action == "accept" and not asked.negative and known.isdisjoint(before.satisfying):
+        raise RefusedError("it means no region", hint="Choose at least one before you accept it")
+    return before.model_copy(update={"verdict": "ACCEPT" if asked.action == "accept" else "REJECT"})
+
+
+def _size_of_masks(found: Finished) -> tuple[int, int]:
+    for index in _indices(found):
+        with contextlib.suppress(SkipError):
+            return found.masks.mask(index).size
+    return 3, 4
 
 
 def _indices(found: Finished) -> list[int]:

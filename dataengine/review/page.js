@@ -6,6 +6,7 @@
   const AHEAD = 6; // prompts whose picture is loaded before it is their turn
   const MOST_VIEWS = 40;
   const RATE_MINUTES = 5;
+  const UNSEEN = /[\p{Cc}\p{Cs}\u2028\u2029\u202a-\u202e\u2066-\u2069]/u;
   const PATIENCE = 1000; // ms before a server that does not answer is asked again
   const byId = (id) => document.getElementById(id);
   const filters = ["concept", "family", "verdict", "kind", "state"];
@@ -18,7 +19,8 @@
   let blind = false;
   let palette = [];
   let showMasks = true;
-  let reviewer = localStorage.getItem("reviewer") || JSON.parse(byId("start").textContent);
+  const start = JSON.parse(byId("start").textContent); // the name the server was started with
+  let reviewer = start;
   const made = []; // times of verdicts, for the rate
   const views = new Map(); // of the last run folders: `loading`, and `found` once it is there, with its photo decoded
 
@@ -41,13 +43,25 @@
     toast.timer = setTimeout(() => { byId("toast").hidden = true; }, 6000);
   };
 
+  // The browser's storage may be full or switched off; decisions are then sent all the same.
+  const stored = (action) => {
+    try {
+      return action();
+    } catch (error) {
+      if (!stored.told) toast(`The browser keeps nothing (${error.message}): do not close this page before it says “saved”`);
+      stored.told = true;
+      return null;
+    }
+  };
+
   // What is where.
 
   const current = () => (listed.length ? prompts[listed[at]] : null);
   const sameSet = (a, b) => a.length === b.length && a.every((value) => b.includes(value));
-  const asMade = (view, prompt) => view.prompts.find(
-    (p) => p.concept === prompt.concept && p.negative === prompt.negative && p.index === prompt.index);
-  const mine = (prompt) => words[prompt.number][reviewer];
+  const keyOf = (prompt) => JSON.stringify([prompt.run, prompt.concept, prompt.negative, prompt.index, prompt.basis]);
+  const asMade = (view, prompt) => view.prompts.find((p) => keyOf({ ...p, run: prompt.run }) === prompt.key);
+  const mine = (prompt) => (Object.hasOwn(words[prompt.number], reviewer) ? words[prompt.number][reviewer] : undefined);
+  const onStage = (prompt) => prompt && ready(prompt) && byId("stage").dataset.number === String(prompt.number);
   const ready = (prompt) => prompt && views.get(prompt.run)?.found;
   const shown = (prompt) => {
     const made = asMade(ready(prompt), prompt);
@@ -64,15 +78,16 @@
     return known.loading;
   };
   const load = async (run) => {
-    const name = encodeURIComponent(run);
+    const named = new URLSearchParams({ desk, run });
     const image = new Image();
     image.alt = "";
-    image.src = `/photo?run=${name}`;
+    image.src = `/photo?${named}`;
     const decoded = image.decode().then(() => image, () => null);
-    const answer = await fetch(`/view?run=${name}`);
+    const answer = await fetch(`/view?${named}`);
     if (!answer.ok) throw new Error((await answer.json()).error);
     const found = await answer.json();
     found.image = await decoded;
+    if (found.photo && !found.image) throw new Error("its photo could not be loaded");
     return found;
   };
 
@@ -88,15 +103,22 @@
       for (const line of ["case", "rim"]) draw("path", { class: line, d: region.path }, svg);
       draw("path", { class: "edge", d: region.path, fill: colour, stroke: colour }, svg);
     }
+    const taken = [];
     found.regions.forEach((region, position) => {
       if (!region.path) return;
       const chosen = now.satisfying.includes(region.index);
       const radius = 11 / scale;
-      const x = Math.min(Math.max(region.at[0], radius), found.width - radius);
-      const y = Math.min(Math.max(region.at[1], radius), found.height - radius);
+      let x = Math.min(Math.max(region.at[0], radius), found.width - radius);
+      let y = Math.min(Math.max(region.at[1], radius), found.height - radius);
+      const meets = () => taken.some(([a, b]) => Math.hypot(a - x, b - y) < 2 * radius);
+      for (let turn = 0; turn < found.regions.length && meets(); turn++) { // beside another's, then below
+        x += 2 * radius;
+        if (x > found.width - radius) { x = radius; y = Math.min(y + 2 * radius, found.height - radius); }
+      }
+      taken.push([x, y]);
       const group = draw("g", { class: chosen ? "number" : "number out" }, svg);
       draw("circle", { cx: x, cy: y, r: radius, fill: chosen ? palette[region.index % palette.length] : "#222" }, group);
-      const text = draw("text", { x, y, "font-size": 13 / scale }, group);
+      const text = draw("text", { x, y, "font-size": 13 / scale, "stroke-width": 3 / scale }, group);
       text.textContent = position + 1;
     });
     return svg;
@@ -108,16 +130,19 @@
     byId("prompt").hidden = false;
     if (!prompt) {
       byId("stage").replaceChildren(make("div", "note", "No prompt passes these filters."));
+      byId("stage").dataset.number = "";
       for (const id of ["place", "prompt", "mine", "regions", "said"]) byId(id).replaceChildren();
       count();
+      remember();
       return;
     }
-    remember();
     const loading = view(prompt.run);
     if (ready(prompt)) {
       render(prompt);
     } else {
       byId("stage").setAttribute("aria-busy", "true");
+      byId("stage").replaceChildren(make("div", "note", "loading"));
+      for (const id of ["place", "prompt", "mine", "regions", "said"]) byId(id).replaceChildren();
       loading.then(() => {
         if (current() === prompt) render(prompt);
       }, (error) => {
@@ -138,7 +163,7 @@
     const found = ready(prompt);
     const now = shown(prompt);
     const parts = [picture(found, prompt, now)];
-    if (found.image) parts.unshift(found.image);
+    parts.unshift(found.image || make("div", "note", "Its photo is missing or cannot be read."));
     byId("stage").removeAttribute("aria-busy");
     byId("stage").replaceChildren(...parts);
     byId("stage").dataset.number = prompt.number;
@@ -157,11 +182,12 @@
       button.style.borderLeftColor = palette[region.index % palette.length];
       button.setAttribute("aria-pressed", now.satisfying.includes(region.index));
       button.append(make("kbd", "", position + 1), make("span", "label", region.label));
-      button.addEventListener("click", () => toggle(position));
+      button.addEventListener("click", () => { toggle(position); byId("regions").children[position]?.focus(); });
       return button;
     })));
     byId("said").replaceChildren(...said(prompt));
     count();
+    remember();
   };
 
   const said = (prompt) => {
@@ -193,16 +219,20 @@
 
   // Each waiting decision is kept on its own, so that two windows do not overwrite one another's.
   let desk = "";
-  let queue = [];
+  let queue = []; // {made, decision, before, after}
   let busy = false;
-  const stored = (id) => `decision ${desk} ${id}`;
-  const keptOnes = () => Object.keys(localStorage).filter((key) => key.startsWith(stored("")))
-    .map((key) => JSON.parse(localStorage.getItem(key))).sort((a, b) => a.made - b.made);
-  const tell = (failed) => {
+  let lost = []; // refused ones: {number, text}
+  const held = new Map(); // run folders that could not be written to, and until when they are left alone
+  const nameOf = (id) => `decision ${desk} ${id}`;
+  const keptOnes = () => stored(() => Object.keys(localStorage).filter((key) => key.startsWith(nameOf("")))
+    .map((key) => JSON.parse(localStorage.getItem(key))).sort((a, b) => a.made - b.made)) || [];
+  const tell = () => {
     const state = byId("saved");
     const some = `${queue.length} decision${queue.length === 1 ? "" : "s"}`;
-    state.className = failed ? "failed" : queue.length ? "waiting" : "";
-    state.textContent = failed ? `not saved: ${some} wait for the server` : queue.length ? `saving ${some}` : "saved";
+    const failed = queue.some(({ decision }) => held.has(decision.run));
+    state.className = failed || lost.length ? "failed" : queue.length ? "waiting" : "";
+    state.textContent = lost.length ? `${lost.length} not written: ${lost[0].text}`
+      : failed ? `not saved: ${some} wait for the server` : queue.length ? `saving ${some}` : "saved";
   };
 
   const decide = (prompt, action, after, undoes) => {
@@ -213,52 +243,75 @@
       id, desk, reviewer, run: prompt.run, concept: prompt.concept, negative: prompt.negative, index: prompt.index,
       basis: prompt.basis, action, prompt: told.prompt, satisfying: told.satisfying, undoes: undoes ?? null,
     };
-    queue.push(decision);
-    localStorage.setItem(stored(id), JSON.stringify({ made: performance.timeOrigin + performance.now(), decision }));
-    words[prompt.number] = { ...words[prompt.number], [reviewer]: after };
-    if (action !== "undo") history.push({ id, number: prompt.number, before });
+    const entry = { made: performance.timeOrigin + performance.now(), decision, before, after };
+    queue.push(entry);
+    lay(entry, prompt.number);
+    stored(() => localStorage.setItem(nameOf(id), JSON.stringify(entry)));
     send();
   };
+  // What a waiting decision makes of what the server told.
+  const lay = ({ decision, before, after }, number) => {
+    if (decision.reviewer !== reviewer) return;
+    words[number] = { ...words[number], [reviewer]: after };
+    if (decision.action === "undo") history = history.filter((entry) => entry.id !== decision.undoes);
+    else if (!history.some((entry) => entry.id === decision.id)) history.push({ id: decision.id, number, before });
+  };
 
+  const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
+  const post = async (decision) => {
+    let answer;
+    try {
+      answer = await fetch("/decisions", {
+        method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(decision),
+      });
+    } catch {
+      return { later: "" };
+    }
+    const told = await answer.json().catch(() => ({}));
+    if (answer.ok && told.words) return { words: told.words };
+    if ([409, 422].includes(answer.status) && typeof told.error === "string") return { refused: told.error };
+    return { later: told.error || `the server answers ${answer.status}` }; // whatever else answers there
+  };
   const send = async () => {
     if (busy) return;
     busy = true;
-    tell(false);
     while (queue.length) {
-      const [decision] = queue;
-      let answer;
-      try {
-        answer = await fetch("/decisions", {
-          method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(decision),
-        });
-        if (answer.status >= 500 || answer.status === 421) throw new Error((await answer.json().catch(() => ({}))).error || answer.statusText);
-      } catch (error) {
-        tell(true);
-        if (answer) toast(error.message);
-        await new Promise((resolve) => { setTimeout(resolve, PATIENCE); });
+      tell();
+      const entry = queue.find(({ decision }) => !held.has(decision.run));
+      if (!entry) {
+        await pause(PATIENCE);
+        held.clear();
         continue;
       }
-      queue = queue.filter((other) => other.id !== decision.id);
-      localStorage.removeItem(stored(decision.id));
-      const told = await answer.json().catch(() => ({}));
-      const number = prompts.findIndex((p) => p.run === decision.run && p.basis === decision.basis
-        && p.concept === decision.concept && p.negative === decision.negative && p.index === decision.index);
-      if (!answer.ok) {
-        toast(`Not written: ${told.error}`);
-        history = history.filter((entry) => entry.id !== decision.id);
-        await reload(number);
-      } else if (number >= 0 && !queue.some((other) => other.basis === decision.basis && other.run === decision.run)) {
-        words[number] = told.words;
+      const answer = await post(entry.decision);
+      if (answer.later !== undefined) {
+        held.set(entry.decision.run, true);
+        if (answer.later && send.told !== answer.later) toast(answer.later);
+        send.told = answer.later;
+        continue;
       }
-      tell(false);
+      await settle(entry, answer);
     }
+    held.clear();
     busy = false;
-    tell(false);
+    tell();
+  };
+  const settle = async (entry, answer) => {
+    const { decision } = entry;
+    queue = queue.filter((other) => other !== entry);
+    stored(() => localStorage.removeItem(nameOf(decision.id)));
+    const number = numbers.get(keyOf(decision));
+    if (answer.refused) {
+      lost.push({ number, text: answer.refused });
+      await refresh();
+    } else if (number !== undefined && !queue.some((other) => keyOf(other.decision) === keyOf(decision))) {
+      words[number] = answer.words;
+    }
   };
 
   const judge = (verdict) => {
     const prompt = current();
-    if (!ready(prompt)) return;
+    if (!onStage(prompt)) return;
     const now = shown(prompt);
     if (verdict === "ACCEPT" && !prompt.negative && !now.satisfying.length) {
       toast("It means no region: choose one with its number before you accept it");
@@ -272,48 +325,56 @@
 
   const toggle = (position) => {
     const prompt = current();
-    const region = ready(prompt)?.regions[position];
+    const region = onStage(prompt) && ready(prompt).regions[position];
     if (!region || prompt.negative) return;
     const now = shown(prompt);
     const satisfying = now.satisfying.includes(region.index)
       ? now.satisfying.filter((index) => index !== region.index)
       : [...now.satisfying, region.index].sort((a, b) => a - b);
-    decide(prompt, "regions", { ...now, satisfying });
+    decide(prompt, "regions", { ...now, satisfying, verdict: satisfying.length ? now.verdict : null });
     render(prompt);
   };
 
   const undo = () => {
-    const last = history.pop();
+    const last = history.at(-1);
     if (!last) { toast("Nothing to undo"); return; }
     const prompt = prompts[last.number];
     const turn = () => {
+      if (history.at(-1) !== last) return; // pressed twice before its picture was there
       decide(prompt, "undo", last.before, last.id);
       const place = listed.indexOf(last.number);
       if (place >= 0) at = place;
       else { listed.splice(at, 0, last.number); }
       show();
     };
-    view(prompt.run).then(turn, (error) => { history.push(last); toast(error.message); });
+    if (ready(prompt)) turn();
+    else view(prompt.run).then(turn, (error) => toast(error.message));
   };
 
   const edit = () => {
     const prompt = current();
-    if (!ready(prompt)) return;
+    if (!onStage(prompt)) return;
     byId("edit-text").value = shown(prompt).prompt;
     byId("prompt").hidden = true;
     byId("edit").hidden = false;
     byId("edit-text").focus();
     byId("edit-text").select();
   };
+  // Whether the text was taken, or there was none to take.
   const endEdit = (save) => {
+    if (byId("edit").hidden) return true;
     const prompt = current();
     const text = byId("edit-text").value.split(/\s+/u).filter(Boolean).join(" ");
+    if (save && (!text || UNSEEN.test(text))) {
+      toast("A prompt needs words, and nothing that cannot be seen");
+      return false;
+    }
     byId("edit").hidden = true;
     byId("prompt").hidden = false;
     byId("edit-text").blur();
-    if (save && !text) toast("A prompt needs words");
-    else if (save && text !== shown(prompt).prompt) decide(prompt, "edit", { ...shown(prompt), prompt: text });
+    if (save && text !== shown(prompt).prompt) decide(prompt, "edit", { ...shown(prompt), prompt: text });
     render(prompt);
+    return true;
   };
 
   const move = (steps) => {
@@ -349,6 +410,7 @@
     return blind ? { ...now, verdict: "", state: now.state === "disagreement" ? "" : now.state } : now;
   };
   const apply = (number) => {
+    if (prompts.length && !endEdit(true)) endEdit(false);
     const now = wanted();
     const set = filters.filter((id) => now[id]);
     byId("filtered").textContent = set.length ? `(${set.map((id) => byId(id).selectedOptions[0].textContent).join(", ")})` : "";
@@ -370,12 +432,23 @@
     const concept = byId("concept").value;
     offer("family", new Set(prompts.filter((p) => !concept || p.concept === concept).map((p) => p.family).sort()));
   };
+  // The address tells filters and place. Browsers allow only so many changes of it in a while, Safari 100 in 30 s.
+  const changes = [];
   const remember = () => {
+    clearTimeout(remember.timer);
+    while (changes.length && changes[0] < Date.now() - 10000) changes.shift();
+    if (changes.length >= 30) { remember.timer = setTimeout(remember, 500); return; }
+    changes.push(Date.now());
     const told = new URLSearchParams(Object.entries(wanted()).filter(([, value]) => value));
     const prompt = current();
-    if (prompt) told.set("at", [prompt.run, prompt.concept, prompt.negative ? "n" : "p", prompt.index].join("/"));
-    window.history.replaceState(null, "", `#${told}`);
+    if (prompt) told.set("at", placeOf(prompt));
+    try {
+      window.history.replaceState(null, "", `#${told}`);
+    } catch {
+      remember.timer = setTimeout(remember, 500);
+    }
   };
+  const placeOf = (prompt) => [prompt.run, prompt.concept, prompt.negative ? "n" : "p", prompt.index].join("/");
 
   // Begin.
 
@@ -384,19 +457,36 @@
     if (!answer.ok) throw new Error(answer.statusText);
     return answer.json();
   };
-  const reload = async (number) => {
+  let numbers = new Map(); // of prompts, by key
+  // Take what the server tells of people's words; its list may be another than the page's, after a restart.
+  const adopt = (told) => {
+    const numberOf = told.prompts.map((prompt) => numbers.get(keyOf(prompt)));
+    words = prompts.map(() => ({}));
+    numberOf.forEach((number, other) => { if (number !== undefined) words[number] = told.words[other] || {}; });
+    history = told.history.map((entry) => ({ ...entry, number: numberOf[entry.number] }))
+      .filter((entry) => entry.number !== undefined);
+    for (const entry of queue) {
+      const number = numbers.get(keyOf(entry.decision));
+      if (number !== undefined) lay(entry, number);
+    }
+  };
+  const refresh = async () => {
     const told = await fetchPrompts().catch(() => null);
-    if (told && number >= 0) words[number] = told.words[number] || {};
-    if (told && prompts[number] === current() && ready(current())) render(current());
+    if (!told) return;
+    adopt(told);
+    if (onStage(current()) && byId("edit").hidden) render(current());
+    count();
   };
   const begin = async () => {
+    const named = stored(() => JSON.parse(localStorage.getItem("reviewer")));
+    if (named?.start === start && named.name) reviewer = named.name;
     const told = await fetchPrompts();
     ({ blind, palette, desk } = told);
     document.body.classList.toggle("blind", blind);
-    prompts = told.prompts.map((prompt, number) => ({ ...prompt, number }));
-    words = prompts.map((prompt) => told.words[prompt.number] || {});
-    history = told.history;
-    queue = keptOnes().map((kept) => kept.decision);
+    prompts = told.prompts.map((prompt, number) => ({ ...prompt, number, key: keyOf(prompt) }));
+    numbers = new Map(prompts.map((prompt) => [prompt.key, prompt.number]));
+    queue = keptOnes();
+    adopt(told);
     byId("reviewer").value = reviewer;
     offer("concept", new Set(prompts.map((prompt) => prompt.concept)));
     const hash = new URLSearchParams(location.hash.slice(1));
@@ -404,22 +494,12 @@
     offerFamilies();
     for (const id of filters) if (hash.get(id)) byId(id).value = hash.get(id);
     byId("filter-part").open = filters.some((id) => byId(id).value);
-    const place = hash.get("at");
-    const start = prompts.find((p) => [p.run, p.concept, p.negative ? "n" : "p", p.index].join("/") === place);
-    if (queue.length) await sendLeft();
-    tell(false);
-    apply(start ? start.number : -1);
-    if (!start) {
-      const first = listed.findIndex((number) => !mine(prompts[number])?.verdict);
-      if (first > 0) { at = first; show(); }
-    }
-  };
-  // What the page could not save before it was closed is sent before anything is shown.
-  const sendLeft = async () => {
-    await send();
-    const told = await fetchPrompts();
-    words = prompts.map((prompt) => told.words[prompt.number] || {});
-    history = told.history;
+    const first = prompts.find((prompt) => placeOf(prompt) === hash.get("at"));
+    tell();
+    apply(first ? first.number : -1);
+    const unjudged = listed.findIndex((number) => !mine(prompts[number])?.verdict);
+    if (!first && unjudged > 0) { at = unjudged; show(); }
+    send();
   };
 
   const MOVES = ["j", "k", "arrowright", "arrowdown", "arrowleft", "arrowup"];
@@ -431,7 +511,8 @@
     "?": () => byId("help").showModal(),
   };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || byId("help").open) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || event.keyCode === 229) return;
+    if (byId("help").open) return;
     if (event.target === byId("edit-text")) {
       if (event.key === "Enter" || event.key === "Escape") {
         event.preventDefault();
@@ -441,6 +522,7 @@
     }
     if (event.target.matches("select, input")) {
       byPointer = false;
+      if (event.key === "Escape" && event.target === byId("reviewer")) event.target.value = reviewer;
       if (event.key === "Escape" || (event.key === "Enter" && event.target.matches("select"))) event.target.blur();
       return;
     }
@@ -453,12 +535,13 @@
   const buttons = {
     accept: () => judge("ACCEPT"), reject: () => judge("REJECT"), undo, change: edit, masks,
     next: () => move(1), previous: () => move(-1), "help-button": () => byId("help").showModal(),
+    "edit-save": () => {}, "edit-leave": () => {},
   };
   for (const [id, action] of Object.entries(buttons)) {
-    byId(id).addEventListener("click", () => {
-      if (!byId("edit").hidden && id !== "help-button") endEdit(true);
+    byId(id).addEventListener("click", (event) => {
+      if (!endEdit(id !== "edit-leave")) return;
       action();
-      if (id !== "change") byId(id).blur();
+      if (id !== "change" && event.detail) byId(id).blur(); // so that keys judge again after a pointer
     });
   }
   byId("edit").addEventListener("submit", (event) => event.preventDefault());
@@ -471,11 +554,22 @@
     });
     byId(id).addEventListener("pointerdown", () => { byPointer = true; });
   }
-  byId("reviewer").addEventListener("change", () => {
+  byId("reviewer").addEventListener("change", async () => {
     const name = byId("reviewer").value.trim();
-    if (!name) { byId("reviewer").value = reviewer; return; }
-    localStorage.setItem("reviewer", name);
-    location.reload();
+    if (!name || name === reviewer) { byId("reviewer").value = reviewer; return; }
+    reviewer = name;
+    stored(() => localStorage.setItem("reviewer", JSON.stringify({ start, name })));
+    await refresh();
+    apply(current()?.number ?? -1);
+  });
+  byId("saved").addEventListener("click", () => {
+    const [first] = lost;
+    lost = [];
+    tell();
+    if (first?.number === undefined) return;
+    if (!listed.includes(first.number)) listed.splice(at, 0, first.number);
+    at = listed.indexOf(first.number);
+    show();
   });
   window.addEventListener("beforeunload", (event) => { if (queue.length) event.preventDefault(); });
   window.addEventListener("resize", () => { const prompt = current(); if (ready(prompt)) render(prompt); });

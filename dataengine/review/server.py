@@ -1,10 +1,10 @@
 """The review page's server.
 
-GET  /                      the page
-GET  /prompts?reviewer=NAME all prompts in short, what people said of them, what NAME can undo
-GET  /view?run=NAME         a run folder's prompts, regions and outlines
-GET  /photo?run=NAME        its photo, a JPEG
-POST /decisions             an `Asked` as JSON; answered when it is on the disk
+GET  /                       the page
+GET  /prompts?reviewer=NAME  all prompts in short, what people said of them, what NAME can undo, the desk's name
+GET  /view?desk=D&run=NAME   a run folder's prompts, regions and outlines
+GET  /photo?desk=D&run=NAME  its photo, a JPEG
+POST /decisions              an `Asked` as JSON; answered when it is on the disk
 """
 
 from __future__ import annotations
@@ -47,16 +47,18 @@ def application(desk: Desk, *, reviewer: str, host: str) -> App:
         return JSONResponse(desk.listing(reviewer))
 
     @app.get("/view")
-    def view(run: str) -> Response:
+    def view(run: str, desk_name: Annotated[str, Query(alias="desk")]) -> Response:
+        if desk_name != desk.name:
+            return _told("this server has other run folders", 421)
         found = desk.view(run)
         return _told("no such run folder", 404) if found is None else JSONResponse(found)
 
     @app.get("/photo")
-    def photo(run: str) -> Response:
-        data = desk.photo(run)
+    def photo(run: str, desk_name: Annotated[str, Query(alias="desk")]) -> Response:
+        data = desk.photo(run) if desk_name == desk.name else None
         if data is None:
             return _told("no such photo", 404)
-        return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
+        return Response(data, media_type="image/jpeg")
 
     @app.post("/decisions")
     async def decide(request: Request) -> Response:

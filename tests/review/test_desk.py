@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dataengine.errors import UsageError
+from dataengine.errors import OutputError, UsageError
 from dataengine.review.desk import HISTORY, SIDE, Asked, Desk, RefusedError
 from dataengine.reviews import append
 from tests.exporters.folders import our_run, picture, prompt, save, write_masks
@@ -102,6 +102,8 @@ def test_what_can_be_undone_is_told_oldest_first_and_not_without_end(runs: Path)
     [
         (0, "edit", {"prompt": " \n "}, "needs words"),
         (0, "edit", {"prompt": "a\u202eb"}, "cannot be seen"),
+        (0, "edit", {"prompt": "a\x07b"}, "cannot be seen"),
+        (0, "edit", {"prompt": "x" * 10_001}, "at most 10,000"),
         (0, "regions", {"satisfying": [4]}, "no such region"),
         (0, "regions", {"satisfying": [-1]}, "no such region"),
         (8, "regions", {"satisfying": [0]}, "no such region"),
@@ -129,6 +131,48 @@ def test_a_prompt_that_means_nothing_can_be_rejected_and_not_accepted(runs: Path
     desk.decide(asked(desk, 0, "reject"))
     desk.decide(asked(desk, 8, "accept"))  # a negative means none
     assert verdicts(desk) == {0: {"ana": "REJECT"}, 8: {"ana": "ACCEPT"}}
+
+
+def test_who_takes_out_the_last_region_takes_back_the_verdict(runs: Path) -> None:
+    desk = Desk(runs)
+    desk.decide(asked(desk, 0))
+    desk.decide(asked(desk, 0, "regions", satisfying=[0, 1]))
+    assert verdicts(desk) == {0: {"ana": "ACCEPT"}}
+    desk.decide(asked(desk, 0, "regions", satisfying=[]))
+    assert verdicts(desk) == {0: {"ana": None}}
+
+
+def test_any_script_can_be_written(runs: Path) -> None:
+    desk = Desk(runs)
+    for text in ("می‌خواهم", "Segment 👩‍🚀"):
+        desk.decide(asked(desk, 0, "edit", prompt=text))
+        assert decisions(runs)[-1].after.prompt == text
+
+
+def test_a_region_that_is_not_there_can_be_taken_out(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", picture())
+    our_run(tmp_path / "runs", source, masks=MASKS, prompts={"entities": [prompt(0, (0, 99)), prompt(1, (99,))]})
+    desk = Desk(tmp_path / "runs")
+    desk.decide(asked(desk, 0, "regions", satisfying=[0]))
+    with pytest.raises(RefusedError, match="means no region"):
+        desk.decide(asked(desk, 1))
+
+
+def test_decisions_that_cannot_be_read_keep_nobody_from_the_others(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(runs)
+    desk.decide(asked(desk, 10))
+    (runs / "out_region_refine_0" / "reviews.jsonl").write_text("")
+    read = Path.read_bytes
+
+    def refuse(self: Path) -> bytes:
+        if self.name == "reviews.jsonl" and self.parent.name.endswith("0"):
+            raise PermissionError(13, "Permission denied")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert verdicts(desk) == {10: {"ana": "ACCEPT"}}
+    with pytest.raises(OutputError):
+        desk.decide(asked(desk, 0))
 
 
 def test_another_process_and_another_person_are_seen(runs: Path) -> None:
@@ -216,7 +260,7 @@ def test_where_nothing_of_the_regions_can_be_read_prompts_are_shown(runs: Path) 
     (folder / "original_image.png").unlink()
     (folder / "accepted_regions" / "accepted.json").write_text("{")
     found: Any = Desk(runs).view("out_region_refine_0")
-    assert found["regions"] == [] and len(found["prompts"]) == 10
+    assert (found["regions"], found["photo"], len(found["prompts"])) == ([], False, 10)
 
 
 def test_regions_that_were_cut_anew_are_another_prompt(runs: Path) -> None:

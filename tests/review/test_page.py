@@ -157,7 +157,10 @@ def test_a_sample_and_a_blind_desk_show_what_they_should(chromium: Browser, tmp_
         assert not page.is_visible("#verdict")
         assert "Engine" not in page.inner_text("aside")
         told = page.evaluate("fetch('/prompts?reviewer=ana').then((answer) => answer.text())")
-        seen = page.evaluate("fetch('/view?run=out_region_refine_0').then((answer) => answer.text())")
+        seen = page.evaluate(
+            "(desk) => fetch(`/view?desk=${desk}&run=out_region_refine_0`).then((answer) => answer.text())",
+            json.loads(told)["desk"],
+        )
         assert "accept" not in (told + seen).lower()
         assert "it fits" not in seen
 
@@ -228,6 +231,84 @@ def test_two_browsers_at_once_lose_no_decision(chromium: Browser, tmp_path: Path
     found = decisions(runs)
     for reviewer, action in (("ana", "accept"), ("ben", "reject")):
         assert [decision.action for decision in found if decision.reviewer == reviewer] == [action] * 30
+
+
+def test_a_folder_that_cannot_be_written_to_holds_up_no_other(chromium: Browser, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, images=2)
+    (runs / "out_region_refine_0" / "reviews.jsonl").symlink_to(tmp_path / "elsewhere")
+    with serving(runs, "--reviewer", "ana") as (url, _):
+        page = opened(chromium, url).page
+        press(page, "a")
+        for _ in range(9):
+            shown(page)
+            press(page, "j")
+        shown(page)
+        press(page, "a")
+        page.wait_for_selector("#saved.failed")
+        page.reload()
+        page.wait_for_selector("#stage[data-number]")
+        assert page.inner_text("#progress").startswith("2 done")
+        (runs / "out_region_refine_0" / "reviews.jsonl").unlink()
+        all_saved(page)
+    assert len(decisions(runs)) == 2
+
+
+def test_whatever_else_answers_a_decision_is_kept(chromium: Browser, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, images=1)
+    with serving(runs, "--reviewer", "ana") as (url, _):
+        page = opened(chromium, url).page
+        page.route("**/decisions", lambda route: route.fulfill(status=404, body="another server"))
+        press(page, "a")
+        page.wait_for_selector("#saved.failed")
+        page.unroute("**/decisions")
+        all_saved(page)
+    assert len(decisions(runs)) == 1
+
+
+def test_what_was_refused_is_told_until_it_was_seen(chromium: Browser, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, images=1)
+    with serving(runs, "--reviewer", "ana") as (url, _):
+        page = opened(chromium, url).page
+        refusal = json.dumps({"error": "it does not fit"})
+        page.route(
+            "**/decisions", lambda route: route.fulfill(status=409, content_type="application/json", body=refusal)
+        )
+        press(page, "a")
+        page.wait_for_selector('#saved.failed:text-is("1 not written: it does not fit")')
+        page.unroute("**/decisions")
+        assert page.inner_text("#progress").startswith("0 done")
+        page.click("#saved")
+        assert page.inner_text("#saved") == "saved" and page.get_attribute("#stage", "data-number") == "0"
+        press(page, "a")
+        all_saved(page)
+    assert len(decisions(runs)) == 1
+
+
+def test_a_name_given_on_the_page_is_the_one_that_is_written(chromium: Browser, tmp_path: Path) -> None:
+    runs = make_runs(tmp_path, images=1)
+    with serving(runs, "--reviewer", "ana") as (url, process):
+        port = urlsplit(url).port or 0
+        page = opened(chromium, url).page
+        press(page, "a f")
+        page.fill("#reviewer", "constructor")
+        press(page, "Escape")
+        assert page.input_value("#reviewer") == "ana"
+        page.fill("#reviewer", "constructor")
+        press(page, "Enter")
+        page.wait_for_selector('#progress:has-text("0 done")')
+        shown(page)
+        press(page, "r")
+        all_saved(page)
+        page.reload()
+        page.wait_for_selector("#stage[data-number]")
+        assert page.input_value("#reviewer") == "constructor"
+        process.kill()
+        process.wait()
+        with serving(runs, "--reviewer", "ben", port=port):
+            page.reload()
+            page.wait_for_selector("#stage[data-number]")
+            assert page.input_value("#reviewer") == "ben"  # the one the server was started with now
+    assert [(d.reviewer, d.action) for d in decisions(runs)] == [("ana", "accept"), ("constructor", "reject")]
 
 
 def test_a_key_that_is_held_down_decides_once(chromium: Browser, tmp_path: Path) -> None:

@@ -42,7 +42,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(runs: Path) -> Iterator[tuple[str, int]]:
     with serving(runs, "--reviewer", "ana") as (url, _):
         parts = urlsplit(url)
-        yield str(parts.hostname), int(parts.port or 0)
+        yield known(str(parts.hostname), int(parts.port or 0))
+
+
+DESKS: dict[tuple[str, int], str] = {}  # names of desks, in place of `{desk}` in a path
+
+
+def known(host: str, port: int) -> tuple[str, int]:
+    """A server, its desk's name noted."""
+    DESKS[host, port] = json.loads(ask((host, port), "/prompts?reviewer=ana")[1])["desk"]
+    return host, port
 
 
 def ask(
@@ -51,6 +60,7 @@ def ask(
     """Status, body and headers; underscores in the names of headers are hyphens."""
     connection = http.client.HTTPConnection(*server, timeout=10)
     try:
+        path = path.replace("{desk}", DESKS.get(server, ""))
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, named)
         answer = connection.getresponse()
@@ -99,7 +109,7 @@ JSON = {"Content_Type": "application/json"}
 )
 @pytest.mark.parametrize("kind", ["view", "photo"])
 def test_only_run_folders_of_the_desk_are_served(server: tuple[str, int], kind: str, name: str) -> None:
-    status, body, _ = ask(server, f"/{kind}?run={name}")
+    status, body, _ = ask(server, f"/{kind}?desk={{desk}}&run={name}")
     assert status == 404
     assert SECRET not in body
 
@@ -125,8 +135,8 @@ def test_no_other_path_is_there(server: tuple[str, int], path: str) -> None:
 
 
 def test_a_photo_that_is_a_link_out_of_the_folder_is_not_served(server: tuple[str, int]) -> None:
-    assert ask(server, "/photo?run=out_region_refine_0")[0] == 404
-    status, data, headers = ask(server, "/photo?run=out_region_refine_1")
+    assert ask(server, "/photo?desk={desk}&run=out_region_refine_0")[0] == 404
+    status, data, headers = ask(server, "/photo?desk={desk}&run=out_region_refine_1")
     assert (status, headers["content-type"], data[:2]) == (200, "image/jpeg", b"\xff\xd8")
 
 
@@ -134,7 +144,7 @@ def test_masks_behind_a_link_out_of_the_folder_are_not_shown(server: tuple[str, 
     regions = {
         number: [
             region["path"] != ""
-            for region in json.loads(ask(server, f"/view?run=out_region_refine_{number}")[1])["regions"]
+            for region in json.loads(ask(server, f"/view?desk={{desk}}&run=out_region_refine_{number}")[1])["regions"]
         ]
         for number in (1, 2)
     }
@@ -161,7 +171,7 @@ def test_decisions_are_not_written_through_a_link(tmp_path: Path) -> None:
     "host",
     ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::2]:80", "", "10.0.0.1", "localhost.evil:1"],
 )
-@pytest.mark.parametrize("path", ["/", "/prompts?reviewer=ana", "/photo?run=out_region_refine_1"])
+@pytest.mark.parametrize("path", ["/", "/prompts?reviewer=ana", "/photo?desk={desk}&run=out_region_refine_1"])
 def test_a_foreign_host_is_refused(server: tuple[str, int], host: str, path: str) -> None:
     assert ask(server, path, Host=host)[0] in (400, 403)
 
@@ -199,7 +209,7 @@ def test_a_link_on_another_page_opens_the_page_and_nothing_else(server: tuple[st
 
     assert follow("/", "navigate") == 200
     assert follow("/prompts?reviewer=ana", "navigate") == 403
-    assert follow("/photo?run=out_region_refine_1", "no-cors") == 403
+    assert follow("/photo?desk={desk}&run=out_region_refine_1", "no-cors") == 403
 
 
 def test_the_page_may_load_nothing_from_elsewhere_and_stand_in_no_other(server: tuple[str, int]) -> None:
@@ -274,7 +284,7 @@ def test_a_head_that_says_two_things_is_refused(server: tuple[str, int], headers
         ("action", "delete", 422),
         ("concept", "../x", 422),
         ("satisfying", ["0"], 422),
-        ("prompt", "x" * 10_001, 422),
+        ("prompt", "x" * 10_001, 409),
         ("more", 1, 422),
         ("desk", "another", 421),
         ("run", "../elsewhere/out_region_refine_other", 409),
@@ -351,6 +361,14 @@ def test_a_name_that_is_a_path_is_asked_for_as_it_is(tmp_path: Path) -> None:
     our_run(tmp_path / "runs", save(tmp_path / "a.png", picture()), name, masks=MASKS, prompts={"entities": [prompt()]})
     with serving(tmp_path / "runs") as (url, _):
         parts = urlsplit(url)
-        status, body, _ = ask((str(parts.hostname), int(parts.port or 0)), f"/view?run={quote(name, safe='')}")
+        status, body, _ = ask(
+            known(str(parts.hostname), int(parts.port or 0)), f"/view?desk={{desk}}&run={quote(name, safe='')}"
+        )
     assert status == 200
     assert json.loads(body)["run"] == name
+
+
+def test_pictures_of_another_desk_are_not_shown(server: tuple[str, int]) -> None:
+    assert ask(server, "/view?desk=another&run=out_region_refine_2")[0] == 421
+    assert ask(server, "/photo?desk=another&run=out_region_refine_2")[0] == 404
+    assert ask(server, "/photo?desk={desk}&run=out_region_refine_2")[2]["cache-control"] == "no-store"
