@@ -6,6 +6,7 @@ may be those of another machine. So files are checked for what is needed of them
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
@@ -347,6 +348,18 @@ class RegionMasks:
         if isinstance(self._regions, SkipError):
             raise self._regions
         return self._regions
+
+    @property
+    def indices(self) -> list[int]:
+        """Of the regions; none where they cannot be read."""
+        return [] if isinstance(self._regions, SkipError) else list(self._regions)
+
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the first mask that can be read; None where none can."""
+        for index in self.indices:
+            with contextlib.suppress(SkipError):
+                return self.mask(index).size
+        return None
 
     @property
     def sizes(self) -> set[tuple[int, int]]:

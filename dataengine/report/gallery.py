@@ -82,7 +82,7 @@ def look(folder: Path, pictures: Path | None) -> str:
     photo = folder / ORIGINAL
     picture, size = _picture(found, photo, pictures)
     regions = []
-    for index in _regions(found):
+    for index in found.masks.indices:
         try:
             mask = _small(found, index, *size)
         except SkipError:  # counted where its prompts are
@@ -109,13 +109,6 @@ def _small(found: Finished, index: int, width: int, height: int) -> npt.NDArray[
     if small and small.area:
         return small.array().view(np.uint8)
     return shrunk_mask(found.masks.mask(index), height, width)
-
-
-def _regions(found: Finished) -> list[int]:
-    try:
-        return list(found.masks.regions)
-    except SkipError:
-        return []
 
 
 def _prompt(found: Finished, entry: Entry) -> GalleryPrompt:
@@ -174,11 +167,6 @@ def _size_of(picture: Path) -> tuple[int, int] | None:
 
 
 def _size_of_masks(found: Finished) -> tuple[int, int]:
-    for index in _regions(found):
-        try:
-            height, width = found.masks.mask(index).size
-        except SkipError:
-            continue
-        scale = min(1.0, SIDE / max(height, width))
-        return max(1, round(width * scale)), max(1, round(height * scale))
-    return SIDE, SIDE * 3 // 4
+    height, width = found.masks.size() or (3 * SIDE // 4, SIDE)
+    scale = min(1.0, SIDE / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))

@@ -221,7 +221,7 @@ class Desk:
     def _view(self, name: str, run: _Run) -> dict[str, object]:
         found = self._finished(run.folder)
         photo = self._photo_size(found)
-        size = photo or _size_of_masks(found)
+        size = photo or found.masks.size() or (3, 4)
         scale = min(1.0, SIDE / max(size))
         height, width = (max(1, round(side * scale)) for side in size)
         return {
@@ -295,7 +295,7 @@ class Desk:
             except OSError as error:  # what stands in it must be known
                 raise output_error(error, run.folder / REVIEWS) from error
             if asked.id not in reviews:
-                decision = self._decision(asked, entry, set(_indices(found)), reviews)
+                decision = self._decision(asked, entry, set(found.masks.indices), reviews)
                 append(run.folder, decision)
                 reviews.add(decision)
             return self._words(reviews, asked.key, asked.reviewer)
@@ -366,23 +366,9 @@ def _after(asked: Asked, before: Judged, known: set[int]) -> Judged:
     return before.model_copy(update={"verdict": "ACCEPT" if asked.action == "accept" else "REJECT"})
 
 
-def _size_of_masks(found: Finished) -> tuple[int, int]:
-    for index in _indices(found):
-        with contextlib.suppress(SkipError):
-            return found.masks.mask(index).size
-    return 3, 4
-
-
-def _indices(found: Finished) -> list[int]:
-    try:
-        return list(found.masks.regions)
-    except SkipError:
-        return []
-
-
 def _regions(found: Finished, height: int, width: int) -> Iterator[dict[str, object]]:
     """The accepted regions with their outlines at a size; one whose mask cannot be read has none."""
-    for index in _indices(found):
+    for index in found.masks.indices:
         told = {"index": index, "label": found.masks.regions[index].label}
         try:
             mask = shrunk_mask(found.masks.mask(index), height, width)
