@@ -10,9 +10,9 @@ from pathlib import Path
 
 from dataengine.agreement import agreement_lines, rate_text
 from dataengine.errors import one_line, output_error
-from dataengine.figures import bin_names
+from dataengine.figures import bin_names, missing_families
 from dataengine.finished import Maker
-from dataengine.records import CONCEPT_FAMILIES, CONCEPTS, Agreement, ExportManifest, Figures, Share, Spread
+from dataengine.records import CONCEPTS, Agreement, ExportManifest, Figures, Share, Spread
 from dataengine.run_folder import write_whole
 
 CARD = "DATASET_CARD.md"
@@ -140,10 +140,7 @@ def _coverage(figures: Figures) -> Iterator[str]:
         for name, count in zip(bin_names(figures.mask_area.edges, percent=True), figures.mask_area.counts, strict=True)
     ]
     yield _table(("share of the image in the mask", "pairs"), rows)
-    missing = {
-        concept: [f for f in families if not figures.families.get(concept, {}).get(f, Share()).accepted]
-        for concept, families in CONCEPT_FAMILIES.items()
-    }
+    missing = {concept: missing_families(concept, figures.families.get(concept, {})) for concept in CONCEPTS}
     told = [f"- {concept}: {', '.join(names)}" for concept, names in missing.items() if names]
     if told:
         yield "Families without a pair:\n\n" + "\n".join(told)

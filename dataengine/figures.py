@@ -396,10 +396,15 @@ def one_sided(families: Mapping[str, Mapping[str, Share]]) -> Iterator[Concern]:
         if most.accepted >= ONE_SIDED * total:
             told = f"of {total} accepted prompts of {concept} are of one family, {name}"
             yield Concern(kind="one_sided_family", count=most.accepted, told=told, examples=[])
-        missing = [f for f in CONCEPT_FAMILIES.get(concept, ()) if not found.get(f, Share()).accepted]
+        missing = missing_families(concept, found)
         if missing:
             told = f"families of {concept} have no accepted prompt"
             yield Concern(kind="missing_families", count=len(missing), told=told, examples=missing)
+
+
+def missing_families(concept: str, found: Mapping[str, Share]) -> list[str]:
+    """The families of a concept that have no accepted prompt."""
+    return [f for f in CONCEPT_FAMILIES.get(concept, ()) if not found.get(f, Share()).accepted]
 
 
 def meaning(text: str) -> list[str]:

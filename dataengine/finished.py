@@ -27,7 +27,7 @@ from dataengine.journal import digest
 from dataengine.masks import BoolArray, Mask
 from dataengine.records import CONCEPTS, Judged, PartRecord, Rle, Usage
 from dataengine.reviews import Key, Reviews
-from dataengine.run_folder import ACCEPTED, ACCEPTED_DIR, NEGATIVES, REVIEWS, RUN, SUMMARY
+from dataengine.run_folder import ACCEPTED, ACCEPTED_DIR, NEGATIVES, REVIEWS, RUN, SUMMARY, path_text
 from dataengine.sources import Sources, inside, is_file, typed
 
 B = TypeVar("B", bound=BaseModel)
@@ -163,6 +163,11 @@ class Finished:
     def folder(self) -> Path:
         """The run folder."""
         return self.sources.folder
+
+    @property
+    def photo_name(self) -> str:
+        """The file name of the image it was made from, as text; the folder's where it is not told."""
+        return path_text(Path(PureWindowsPath(self.image_path or self.folder.name).name))
 
     @cached_property
     def maker(self) -> Maker | None:

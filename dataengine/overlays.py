@@ -23,6 +23,7 @@ PALETTE: tuple[Colour, ...] = (
     (230, 25, 75), (60, 180, 75), (0, 130, 200), (255, 200, 25), (145, 30, 180), (70, 220, 230),
     (240, 50, 230), (245, 130, 48), (170, 110, 40), (0, 128, 128), (170, 255, 195), (128, 128, 0),
 )  # fmt: skip
+HEX_PALETTE = tuple("#{:02x}{:02x}{:02x}".format(*colour) for colour in PALETTE)  # as CSS has it
 TEXT_SIZE = 18
 EVERY_VALUE = np.arange(256, dtype=np.uint8)
 DIMMED = (EVERY_VALUE * 0.35).astype(np.uint8)

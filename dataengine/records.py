@@ -317,6 +317,9 @@ class Share(Record):
     accepted: int = 0
     rejected: int = 0
 
+    def __add__(self, other: Share) -> Share:
+        return Share(accepted=self.accepted + other.accepted, rejected=self.rejected + other.rejected)
+
 
 class Spread(Record):
     """How a quantity is distributed; the numbers are null where there is nothing to count."""

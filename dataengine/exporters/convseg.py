@@ -173,10 +173,7 @@ class _Writer:
         self._judged.extend(staged.judged)
         for told, more in ((self._verdicts, staged.verdicts), (self._refused, staged.refused)):
             for concept, share in more.items():
-                before = told.get(concept, Share())
-                told[concept] = Share(
-                    accepted=before.accepted + share.accepted, rejected=before.rejected + share.rejected
-                )
+                told[concept] = told.get(concept, Share()) + share
         self._spent.add(staged.usage)
         self._runs.append(
             ExportedRun(

@@ -26,7 +26,7 @@ from dataengine.errors import UsageError, output_error
 from dataengine.exporters.workers import PATIENCE, Workers, processors
 from dataengine.figures import Counting, bin_names
 from dataengine.finished import find_runs
-from dataengine.overlays import PALETTE
+from dataengine.overlays import HEX_PALETTE
 from dataengine.prices import money
 from dataengine.records import CONCEPT_FAMILIES, Figures, Spread
 from dataengine.report.gallery import GalleryImage, look
@@ -111,7 +111,7 @@ def render(name: str, figures: Figures, images: list[str], folder: str) -> str:
         folder: that of the pictures, relative to the page; empty where they stand in it.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(money=money, rate=rate_text, cost=cost_text, bars=bars, colour=colour, short=short)
+    environment.filters.update(money=money, rate=rate_text, cost=cost_text, bars=bars, short=short)
     source = files(__package__)
     style, script = (source.joinpath(part).read_text(encoding="utf-8") for part in ("page.css", "page.js"))
     return environment.from_string(source.joinpath("page.html").read_text(encoding="utf-8")).render(
@@ -121,7 +121,7 @@ def render(name: str, figures: Figures, images: list[str], folder: str) -> str:
         agreement_lines=list(agreement_lines(figures.agreement)) if figures.agreement else [],
         gallery=f"[{','.join(images)}]",
         folder=folder,
-        palette=PALETTE,
+        palette=" ".join(HEX_PALETTE),
         version=__version__,
         style=style,
         script=script,
@@ -159,11 +159,6 @@ def bars(spread: Spread, percent: bool = False) -> Iterator[Bar]:
 
 def short(number: int) -> str:
     """A number in few characters."""
-    return (
-        f"{number:,}" if number < 10_000 else f"{number / 1000:.0f}k" if number < 10_000_000 else f"{number / 1e6:.0f}M"
-    )
-
-
-def colour(rgb: tuple[int, int, int]) -> str:
-    """A colour as CSS has it."""
-    return "#{:02x}{:02x}{:02x}".format(*rgb)
+    if number < 10_000:
+        return f"{number:,}"
+    return f"{number / 1000:.0f}k" if number < 10_000_000 else f"{number / 1e6:.0f}M"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +90,7 @@ def look(folder: Path, pictures: Path | None) -> str:
         label = found.masks.regions[index].label
         regions.append(GalleryRegion(index=index, label=label, path=path(mask), at=widest(mask)))
     return GalleryImage(
-        name=path_text(Path(PureWindowsPath(found.image_path or folder.name).name)),
+        name=found.photo_name,
         run=path_text(Path(folder.name)),
         picture=picture,
         width=size[0],

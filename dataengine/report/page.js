@@ -5,7 +5,7 @@
   const data = document.getElementById("images");
   const images = JSON.parse(data.textContent);
   const folder = data.dataset.folder;
-  const palette = data.dataset.palette.trim().split(" ");
+  const palette = data.dataset.palette.split(" ");
   const gallery = document.getElementById("gallery");
   const control = (id) => document.getElementById(id);
   const filters = ["concept", "family", "verdict", "kind", "text"].map(control);

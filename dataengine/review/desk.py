@@ -21,11 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dataengine.errors import DataEngineError, ImageError, UsageError, output_error
 from dataengine.finished import Entry, Finished, SkipError, find_runs, read_finished
-from dataengine.images import read_photo, shrunk
+from dataengine.images import Photo, read_photo, shrunk
 from dataengine.journal import digest
 from dataengine.jpeg import jpeg
 from dataengine.outlines import path, shrunk_mask, widest
-from dataengine.overlays import PALETTE
+from dataengine.overlays import HEX_PALETTE
 from dataengine.records import Action, Concept, Decision, Judged, Verdict
 from dataengine.review.sampling import stratified
 from dataengine.reviews import Key, Reviews, append
@@ -37,7 +37,7 @@ QUALITY = 88  # of its JPEG
 KEPT = 48  # views and photos in memory: some 30 MB
 LONGEST_TEXT = 10_000  # characters of a prompt that a person writes
 # Control characters, halves of characters, line ends, and what turns the direction of the text around it.
-UNSEEN = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]")
+UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 LONGEST_NAME = 64  # characters of a reviewer's name
 HISTORY = 200  # decisions that a page can undo after it was loaded again
 
@@ -195,7 +195,7 @@ class Desk:
         return {
             "desk": self.name,
             "blind": self.blind,
-            "palette": ["#{:02x}{:02x}{:02x}".format(*colour) for colour in PALETTE],
+            "palette": HEX_PALETTE,
             "prompts": [self._short(item) for item in self.items],
             "words": words,
             "history": [
@@ -227,7 +227,7 @@ class Desk:
         return {
             "run": name,
             "photo": photo is not None,
-            "file": Path(found.image_path or name).name,
+            "file": found.photo_name,
             "width": width,
             "height": height,
             "regions": list(_regions(found, height, width)),
@@ -246,17 +246,17 @@ class Desk:
     def _photo_size(self, found: Finished) -> tuple[int, int] | None:
         """Height and width of the photo; None where there is none that can be read."""
         try:
-            photo = read_photo(self._photo_path(found.folder))
-            self._photos.of(path_text(Path(found.folder.name)), lambda: jpeg(shrunk(photo.rgb, SIDE), QUALITY))
+            photo = self._read_photo(found.folder)
+            self._photos.of(path_text(Path(found.folder.name)), lambda: _jpeg(photo))
             return photo.height, photo.width
         except ImageError:
             return None
 
-    def _photo_path(self, folder: Path) -> Path:
+    def _read_photo(self, folder: Path) -> Photo:
         photo = folder / ORIGINAL
         if not is_within(photo, self.root) or not photo.is_file():
             raise ImageError(f"{photo}: no such file in the folder", reason="missing")
-        return photo
+        return read_photo(photo)
 
     def photo(self, name: str) -> bytes | None:
         """A run folder's photo as a JPEG file's bytes; None where there is none."""
@@ -264,12 +264,9 @@ class Desk:
         if run is None:
             return None
         try:
-            return self._photos.of(name, lambda: self._jpeg(run))
+            return self._photos.of(name, lambda: _jpeg(self._read_photo(run.folder)))
         except ImageError:
             return None
-
-    def _jpeg(self, run: _Run) -> bytes:
-        return jpeg(shrunk(read_photo(self._photo_path(run.folder)).rgb, SIDE), QUALITY)
 
     def decide(self, asked: Asked) -> dict[str, object]:
         """Write a decision; when this returns it is on the disk. One that was written before is not written again.
@@ -279,7 +276,7 @@ class Desk:
 
         Raises:
             AnotherDeskError: it is for another desk.
-        RefusedError: there is no such prompt (any more), or the decision does not fit it.
+            RefusedError: there is no such prompt (any more), or the decision does not fit it.
             OutputError: it cannot be written.
         """
         if asked.desk != self.name:
@@ -339,6 +336,10 @@ class Desk:
             data = Sources(run.folder, within=self.root).read(inside(REVIEWS)) or b""
             run.reviews, run.stamp = Reviews(data), stamp
         return run.reviews
+
+
+def _jpeg(photo: Photo) -> bytes:
+    return jpeg(shrunk(photo.rgb, SIDE), QUALITY)
 
 
 def _after(asked: Asked, before: Judged, known: set[int]) -> Judged:

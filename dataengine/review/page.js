@@ -222,7 +222,7 @@
   let queue = []; // {made, decision, before, after}
   let busy = false;
   let lost = []; // refused ones: {number, text}
-  const held = new Map(); // run folders that could not be written to, and until when they are left alone
+  const held = new Set(); // run folders that could not be written to, left alone for a while
   const nameOf = (id) => `decision ${desk} ${id}`;
   const keptOnes = () => stored(() => Object.keys(localStorage).filter((key) => key.startsWith(nameOf("")))
     .map((key) => JSON.parse(localStorage.getItem(key))).sort((a, b) => a.made - b.made)) || [];
@@ -285,7 +285,7 @@
       }
       const answer = await post(entry.decision);
       if (answer.later !== undefined) {
-        held.set(entry.decision.run, true);
+        held.add(entry.decision.run);
         if (answer.later && send.told !== answer.later) toast(answer.later);
         send.told = answer.later;
         continue;
